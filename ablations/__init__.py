@@ -1,0 +1,1 @@
+"""The experiments shipped with the package, one YAML file each."""

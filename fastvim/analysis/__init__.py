@@ -1,0 +1,1 @@
+"""Paired statistics, verdicts on claims, costs."""

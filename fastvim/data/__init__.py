@@ -1,0 +1,1 @@
+"""Data sets and transforms; every loader states its licence and layout."""

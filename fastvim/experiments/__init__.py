@@ -1,0 +1,1 @@
+"""The YAML schema, the plan, the run store and the runner."""

@@ -1,0 +1,1 @@
+"""Vision Mamba models: mixer, block, backbone, presets, checkpoints."""

@@ -1,0 +1,1 @@
+"""Loss-spike detection, the recorder in training, and readers of logs."""

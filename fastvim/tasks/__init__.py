@@ -1,0 +1,1 @@
+"""What a run optimises and measures."""

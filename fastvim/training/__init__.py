@@ -1,0 +1,1 @@
+"""Recipe, loop, optimiser groups, EMA, checkpoints, devices."""
