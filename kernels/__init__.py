@@ -1,1 +1,17 @@
-"""One operator, several backends."""
+"""The operators of Vision Mamba: one definition, several backends.
+
+>>> from fastvim.kernels import selective_scan, pooled_mixer, use_backend
+"""
+
+from fastvim.kernels.backends import available, use_backend
+from fastvim.kernels.operator import pooled_mixer, selective_scan
+from fastvim.kernels.reference import MixerWeights, ScanLayout
+
+__all__ = [
+    "MixerWeights",
+    "ScanLayout",
+    "available",
+    "pooled_mixer",
+    "selective_scan",
+    "use_backend",
+]

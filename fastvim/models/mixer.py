@@ -1,0 +1,87 @@
+"""The FastVim mixer: input projection, the fused pooled operator, output projection."""
+
+import torch
+from torch import Tensor, nn
+
+from fastvim import kernels
+from fastvim.kernels import MixerWeights, ScanLayout, reference
+from fastvim.models.config import ModelConfig
+
+
+class Mixer(nn.Module):
+    """Mixes tokens (B, L, d_model) by a pooled selective scan in two directions.
+
+    Parameters of the two directions are stacked: index 0 is forward, 1 reverse.
+    Source: arXiv 2502.00594, section 3; arXiv 2401.09417 for the bidirectional mixer.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, inner = config.d_model, config.d_inner
+        states, rank = config.d_state, config.delta_rank
+        self.config = config
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(2, inner, config.d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(2, inner))
+        self.x_proj = nn.Parameter(torch.empty(2, rank + 2 * states, inner))
+        self.dt_proj = nn.Parameter(torch.empty(2, inner, rank))
+        self.dt_bias = nn.Parameter(torch.empty(2, inner))
+        self.A_log = nn.Parameter(torch.empty(2, inner, states))
+        self.D = nn.Parameter(torch.empty(2, inner))
+        # Zero weights every token alike, so that attention starts as the mean.
+        self.pool_query = (
+            nn.Parameter(torch.zeros(2, inner)) if config.pooling == "attention" else None
+        )
+        self.norm = nn.LayerNorm(inner, eps=config.norm_eps) if config.post_ssm_norm else None
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def weights(self) -> MixerWeights:
+        """The operator's weights; A is made negative here."""
+        return MixerWeights(
+            self.conv_weight,
+            self.conv_bias,
+            self.x_proj,
+            self.dt_proj,
+            self.dt_bias,
+            -torch.exp(self.A_log),
+            self.D,
+            None if self.norm is None else self.norm.weight,
+            None if self.norm is None else self.norm.bias,
+        )
+
+    def forward(self, x: Tensor, layout: ScanLayout) -> Tensor:
+        """(B, L, d_model) to (B, L, d_model); `layout` says in what order and what is pooled."""
+        config = self.config
+        settings = {
+            "scale": config.pooling_scale,
+            "merge": config.direction_merge,
+            "gate": config.post_ssm_norm or config.gate_without_norm,
+            "eps": config.norm_eps,
+        }
+        xz = self.in_proj(x)
+        if self.pool_query is not None and layout.steps is not None:
+            y, _, _ = reference.pooled_mixer(
+                xz, self.weights(), layout, self._attention_pool(layout.n_steps), **settings
+            )
+        else:
+            pooling = "mean" if config.pooling == "attention" else config.pooling
+            y, _, _ = kernels.pooled_mixer(xz, self.weights(), layout, pooling, **settings)
+        return self.out_proj(y)
+
+    def _attention_pool(self, n_steps: int):
+        """Pooling by attention, one learned query q of each direction over the pooled axis.
+
+        pooled_s = sum over the tokens t of step s of softmax_t(<q, u_t> / sqrt(d_inner)) u_t.
+        """
+
+        def pool(u: Tensor, steps: Tensor, direction: int) -> Tensor:
+            query = self.pool_query[direction].to(u.dtype)
+            scores = u @ query / u.shape[2] ** 0.5
+            index = steps.long().expand_as(scores)
+            zeros = scores.new_zeros(u.shape[0], n_steps)
+            highest = zeros.scatter_reduce(1, index, scores, "amax", include_self=False).detach()
+            powers = torch.exp(scores - highest.gather(1, index))
+            shares = powers / zeros.scatter_add(1, index, powers).gather(1, index)
+            return reference.pool(u * shares[..., None], steps, n_steps, "sum", 1.0)
+
+        return pool

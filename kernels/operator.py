@@ -1,0 +1,291 @@
+"""The operators as torch sees them: each is registered once, whatever backend runs inside.
+
+`torch.library` gives each a fake kernel and a backward that is an operator too, so opcheck,
+torch.compile and FLOP counters accept them. Axes are named in `reference.py`.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastvim.kernels import backends, reference
+from fastvim.kernels.reference import MixerWeights, ScanLayout
+
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference}
+_WEIGHTS = len(MixerWeights._fields)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan with the signature and layouts of mamba_ssm's `selective_scan_fn`.
+
+    `u`, `delta`, `z` are (B, D, L); A (D, N) real; B and C are (D, N), (B, N, L) or (B, G, N, L);
+    D and `delta_bias` (D,). Returns y (B, D, L), and the last state (B, D, N) if asked.
+    Raises ValueError for shapes that do not fit. Source: arXiv 2312.00752, equation 2.
+    """
+    _check_scan(u, delta, A, B, C, D, z, delta_bias)
+    backend = backends.choose(u.device.type, u.dtype)
+    y, state = _selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
+    return (y, state) if return_last_state else y
+
+
+def _check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
+    if u.dim() != 3 or A.dim() != 2:
+        raise ValueError(f"u is {tuple(u.shape)} and A {tuple(A.shape)}; they must be 3-d and 2-d")
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    if A.is_complex():
+        raise ValueError("A is complex; only real state matrices are implemented")
+    expected = {
+        "delta": (delta, [(batch, channels, length)]),
+        "A": (A, [(channels, states)]),
+        "D": (D, [(channels,)]),
+        "z": (z, [(batch, channels, length)]),
+        "delta_bias": (delta_bias, [(channels,)]),
+    }
+    for name, matrix in (("B", B), ("C", C)):
+        shapes = [(channels, states), (batch, states, length)]
+        if matrix.dim() == 4 and matrix.shape[1] and channels % matrix.shape[1] == 0:
+            shapes.append((batch, matrix.shape[1], states, length))
+        expected[name] = (matrix, shapes)
+    for name, (tensor, shapes) in expected.items():
+        if tensor is not None and tuple(tensor.shape) not in shapes:
+            allowed = " or ".join(str(shape) for shape in shapes)
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {allowed}")
+
+
+@torch.library.custom_op("fastvim::selective_scan", mutates_args=())
+def _selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _IMPLEMENTATIONS[backend].selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus
+    )
+
+
+@_selective_scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend):
+    state_dtype = torch.float32 if u.dtype in (torch.float16, torch.bfloat16) else u.dtype
+    state = u.new_empty(u.shape[0], u.shape[1], A.shape[1], dtype=state_dtype)
+    return u.new_empty(u.shape), state
+
+
+@torch.library.custom_op("fastvim::selective_scan_backward", mutates_args=())
+def _selective_scan_backward(
+    grad_y: Tensor,
+    grad_state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> list[Tensor]:
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    return _IMPLEMENTATIONS[backend].selective_scan_backward(
+        grad_y, grad_state, inputs, delta_softplus
+    )
+
+
+@_selective_scan_backward.register_fake
+def _(grad_y, grad_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend):
+    return _like(u, delta, A, B, C, D, z, delta_bias)
+
+
+def _like(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in tensors if tensor is not None]
+
+
+def _scatter_back(present: list[bool], grads: list[Tensor]) -> list[Tensor | None]:
+    """The gradients with None put back where an optional input was None."""
+    remaining = iter(grads)
+    return [next(remaining) if here else None for here in present]
+
+
+def _save_scan(ctx, inputs, output) -> None:
+    *tensors, ctx.delta_softplus, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_scan(ctx, grad_y, grad_state):
+    tensors = ctx.saved_tensors
+    grads = _selective_scan_backward(grad_y, grad_state, *tensors, ctx.delta_softplus, ctx.backend)
+    present = [tensor is not None for tensor in tensors]
+    return (*_scatter_back(present, grads), None, None)
+
+
+_selective_scan.register_autograd(_differentiate_scan, setup_context=_save_scan)
+
+
+def pooled_mixer(
+    xz: Tensor,
+    weights: MixerWeights,
+    layout: ScanLayout,
+    pooling: str = "mean",
+    scale: float = 1.0,
+    merge: str = "mean",
+    gate: bool = True,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything of a mixer between `in_proj` and `out_proj`; see `reference.pooled_mixer`.
+
+    xz (B, L, 2 D) to (B, L, D), and the pooled and scanned steps (2, B, S, D), which carry no
+    gradient. `pooling` is mean, max or sum, `merge` mean or sum.
+    Raises ValueError for another choice or for shapes that do not fit.
+    """
+    if pooling not in ("mean", "max", "sum"):
+        raise ValueError(f"pooling is {pooling!r}; it must be mean, max or sum")
+    if merge not in ("mean", "sum"):
+        raise ValueError(f"merge is {merge!r}; it must be mean or sum")
+    if xz.dim() != 3 or xz.shape[2] != 2 * weights.A.shape[1]:
+        raise ValueError(
+            f"xz has shape {tuple(xz.shape)}; it must be (B, L, {2 * weights.A.shape[1]})"
+        )
+    if layout.steps is None and layout.reverse_steps is not None:
+        raise ValueError("layout: reverse_steps without steps")
+    for name in ("order", "steps", "reverse_steps"):
+        table = getattr(layout, name)
+        if table is not None and table.shape not in ((xz.shape[1],), (xz.shape[0], xz.shape[1])):
+            raise ValueError(
+                f"layout: {name} has shape {tuple(table.shape)}; "
+                f"it must be ({xz.shape[1]},) or ({xz.shape[0]}, {xz.shape[1]})"
+            )
+    backend = backends.choose(xz.device.type, xz.dtype)
+    return _pooled_mixer(
+        xz, *weights, *layout, pooling, float(scale), merge, gate, float(eps), backend
+    )
+
+
+@torch.library.custom_op("fastvim::pooled_mixer", mutates_args=())
+def _pooled_mixer(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    order: Tensor | None,
+    steps: Tensor | None,
+    reverse_steps: Tensor | None,
+    n_steps: int,
+    pooling: str,
+    scale: float,
+    merge: str,
+    gate: bool,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = MixerWeights(
+        conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_weight, norm_bias
+    )
+    layout = ScanLayout(order, steps, reverse_steps, n_steps)
+    return _IMPLEMENTATIONS[backend].pooled_mixer(
+        xz, weights, layout, pooling, scale, merge, gate, eps
+    )
+
+
+@_pooled_mixer.register_fake
+def _(xz, *arguments):
+    weights, layout = MixerWeights(*arguments[:_WEIGHTS]), ScanLayout(*arguments[_WEIGHTS:][:4])
+    batch, length, width = xz.shape
+    n_steps = length if layout.steps is None else layout.n_steps
+    dtype = torch.float32 if xz.dtype in (torch.float16, torch.bfloat16) else xz.dtype
+    steps = (2, batch, n_steps, weights.A.shape[1])
+    out = xz.new_empty(batch, length, width // 2)
+    return out, xz.new_empty(steps, dtype=dtype), xz.new_empty(steps, dtype=dtype)
+
+
+@torch.library.custom_op("fastvim::pooled_mixer_backward", mutates_args=())
+def _pooled_mixer_backward(
+    grad_out: Tensor,
+    pooled: Tensor,
+    scanned: Tensor,
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    order: Tensor | None,
+    steps: Tensor | None,
+    reverse_steps: Tensor | None,
+    n_steps: int,
+    pooling: str,
+    scale: float,
+    merge: str,
+    gate: bool,
+    eps: float,
+    backend: str,
+) -> list[Tensor]:
+    weights = MixerWeights(
+        conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_weight, norm_bias
+    )
+    layout = ScanLayout(order, steps, reverse_steps, n_steps)
+    return _IMPLEMENTATIONS[backend].pooled_mixer_backward(
+        grad_out,
+        xz,
+        weights,
+        layout,
+        pooled,
+        scanned,
+        pooling=pooling,
+        scale=scale,
+        merge=merge,
+        gate=gate,
+        eps=eps,
+    )
+
+
+@_pooled_mixer_backward.register_fake
+def _(grad_out, pooled, scanned, *arguments):
+    return _like(*arguments[: 1 + _WEIGHTS])
+
+
+def _save_mixer(ctx, inputs, output) -> None:
+    tensors, ctx.settings = inputs[: _WEIGHTS + 4], inputs[_WEIGHTS + 4 :]
+    _, pooled, scanned = output
+    ctx.mark_non_differentiable(pooled, scanned)
+    ctx.save_for_backward(pooled, scanned, *tensors)
+
+
+def _differentiate_mixer(ctx, grad_out, _grad_pooled, _grad_scanned):
+    pooled, scanned, *tensors = ctx.saved_tensors
+    grads = _pooled_mixer_backward(grad_out, pooled, scanned, *tensors, *ctx.settings)
+    present = [tensor is not None for tensor in tensors[: 1 + _WEIGHTS]]
+    constants = 3 + len(ctx.settings)
+    return (*_scatter_back(present, grads), *(None,) * constants)
+
+
+_pooled_mixer.register_autograd(_differentiate_mixer, setup_context=_save_mixer)
