@@ -1,0 +1,197 @@
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastvim.kernels import use_backend
+
+from fastvim.errors import UserError
+from fastvim.models import create_model, resolve_config
+
+
+def images(model, batch=2):
+    generator = torch.Generator().manual_seed(0)
+    config = model.config
+    return torch.randn(batch, config.in_channels, *config.image_size, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("fastvim_tiny", 7.166), ("fastvim_small", 26), ("fastvim_base", 98), ("vim_tiny", 7.166)],
+)
+def test_published_sizes(name, millions):
+    parameters = sum(p.numel() for p in create_model(name).parameters()) / 1e6
+    assert parameters == pytest.approx(millions, rel=0.01 if millions > 10 else 1e-4)
+
+
+@pytest.mark.parametrize("name", ["large", "huge"])
+def test_published_widths_and_depths(name):
+    config = resolve_config(f"fastvim_{name}")
+    expected = {"large": (1024, 48, (16, 16)), "huge": (1280, 64, (14, 14))}[name]
+    assert (config.d_model, config.depth, config.patch_size) == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"pooling": "max"},
+        {"pooling": "attention"},
+        {"schedule": ["row"]},
+        {"schedule": ["col", "col", "row"]},
+        {"schedule": []},
+        {"schedule": [], "class_token": "head"},
+        {"schedule": [], "class_token": "middle", "scan_order": ["col", "row"]},
+        {"post_ssm_norm": False},
+        {"post_ssm_norm": False, "gate_without_norm": False},
+        {"direction_merge": "sum"},
+        {"image_size": [28, 14], "patch_size": [4, 2], "stride": [2, 2]},
+        {"num_classes": 0},
+    ],
+)
+def test_every_choice_runs_and_every_parameter_gets_a_gradient(overrides):
+    model = create_model("fastvim_femto", **overrides)
+    out = model(images(model))
+    assert out.shape == (2, model.config.num_classes or model.config.d_model)
+    # The mean of normalised tokens alone would leave some gradients zero by symmetry.
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+
+
+def test_attention_starts_as_the_mean_and_follows_its_query():
+    mean, attention = (
+        create_model("fastvim_femto", pooling=pooling).double() for pooling in ("mean", "attention")
+    )
+    x = images(mean).double()
+    torch.testing.assert_close(mean(x), attention(x), rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        attention.blocks[0].mixer.pool_query.normal_(generator=torch.Generator().manual_seed(2))
+    assert not torch.allclose(mean(x), attention(x), rtol=1e-6)
+
+
+def test_attention_pooling_is_the_documented_formula():
+    mixer = create_model("fastvim_femto", pooling="attention").blocks[0].mixer.double()
+    with torch.no_grad():
+        mixer.pool_query.normal_(generator=torch.Generator().manual_seed(2))
+    u = torch.randn(2, 12, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    steps = torch.arange(12, dtype=torch.int32) // 4
+    pooled = mixer._attention_pool(3)(u, steps, 1)
+    for step in range(3):
+        tokens = u[:, 4 * step : 4 * step + 4]
+        shares = F.softmax(tokens @ mixer.pool_query[1] / 64**0.5, dim=1)
+        torch.testing.assert_close(pooled[:, step], (shares[..., None] * tokens).sum(1))
+
+
+def test_alternation_is_transposition():
+    """Pooling rows of an image is pooling columns of its transpose."""
+    rows = create_model("fastvim_femto", schedule=["row"], scan_order=["col", "row"]).double()
+    cols = create_model("fastvim_femto", schedule=["col"]).double()
+    cols.load_state_dict(rows.state_dict())
+    with torch.no_grad():
+        cols.patch_embed.weight.copy_(rows.patch_embed.weight.transpose(2, 3))
+        grid = rows.pos_embed.reshape(1, 14, 14, -1)
+        cols.pos_embed.copy_(grid.transpose(1, 2).reshape(1, 196, -1))
+    x = images(rows).double()
+    torch.testing.assert_close(rows(x), cols(x.transpose(2, 3)), rtol=1e-9, atol=1e-12)
+
+
+def test_common_parameters_of_variants_start_alike():
+    norm = create_model("fastvim_femto", seed=5)
+    plain = create_model("fastvim_femto", seed=5, post_ssm_norm=False)
+    other = create_model("fastvim_femto", seed=6)
+    values = dict(norm.named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, values[name]), name
+    assert not torch.equal(other.blocks[0].mixer.x_proj, norm.blocks[0].mixer.x_proj)
+
+
+def test_initial_values_are_the_published_ones():
+    model = create_model("fastvim_femto", dt_min=0.01, dt_max=0.02)
+    mixer = model.blocks[1].mixer
+    assert torch.equal(mixer.A_log[1, 3], torch.arange(1.0, 17).log())
+    delta = F.softplus(mixer.dt_bias)
+    assert delta.min() > 0.0099 and delta.max() < 0.0201
+    assert bool((mixer.D == 1).all()) and not model.head.bias.any()
+    bound = 1 / (64 * 2) ** 0.5
+    assert 0.9 * bound < mixer.out_proj.weight.abs().max() <= bound
+
+
+def test_drop_path_drops_whole_images_and_only_in_training():
+    model = create_model("fastvim_femto", depth=4, drop_path_rate=0.5)
+    x = images(model)
+    torch.manual_seed(0)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_another_size_interpolates_the_positions():
+    model = create_model("vim_femto").eval()
+    before = model.pos_embed.detach().clone()
+    model.set_input_size((28, 56))
+    assert model.pos_embed.shape == (1, 14 * 28 + 1, 32)
+    assert torch.equal(model.pos_embed[:, 14 * 14], before[:, 98])
+    assert model(torch.randn(1, 1, 28, 56)).shape == (1, 10)
+    with pytest.raises(ValueError, match="set_input_size"):
+        model(torch.randn(1, 1, 28, 28))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = create_model("fastvim_femto").train()
+    x = images(model)
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_what_has_no_weight_decay():
+    names = create_model("vim_femto", pooling="mean").no_weight_decay()
+    decayed = {n for n, _ in create_model("vim_femto").named_parameters()} - names
+    kinds = {re.sub(r"^blocks\.\d+\.", "", name) for name in decayed}
+    assert kinds == {
+        "mixer.in_proj.weight",
+        "mixer.conv_weight",
+        "mixer.x_proj",
+        "mixer.dt_proj",
+        "mixer.out_proj.weight",
+        "patch_embed.weight",
+        "head.weight",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"dept": 3}, "no setting 'dept', did you mean 'depth'"),
+        ({"schedule": ["channel"]}, "no axis 'channel'"),
+        ({"image_size": 29}, "nearest that fits is 30"),
+        ({"patch_size": 30}, "larger than the image"),
+        ({"pooling": "median"}, "mean"),
+        ({"class_token": "head"}, "no place on a pooled grid"),
+        ({"drop_path_rate": 1.5}, "drop_path_rate = 1.5"),
+        ({"dt_min": 0.5}, "greater than dt_max"),
+    ],
+)
+def test_bad_settings_are_named(overrides, message):
+    with pytest.raises(UserError, match=message):
+        create_model("fastvim_femto", **overrides)
+
+
+def test_unknown_presets_are_named():
+    with pytest.raises(UserError, match="did you mean 'fastvim_tiny'"):
+        create_model("fastvim_tny")
+
+
+@pytest.mark.slow
+def test_torch_compile_agrees():
+    model = create_model("fastvim_femto")
+    x = images(model)
+    with use_backend("reference"):
+        expected = model(x)
+        torch.testing.assert_close(torch.compile(model)(x), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,107 @@
+"""The published function, held to vectors that lie beside the checkout and are not part of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fastvim.kernels import available, use_backend
+from safetensors import safe_open
+
+from fastvim.errors import UserError
+from fastvim.models import create_model
+from fastvim.models.checkpoints import from_official, to_official
+
+VECTORS = Path(__file__).resolve().parents[3] / "shared" / "parity"
+FILES = sorted([*VECTORS.glob("fastvim-*.safetensors"), *VECTORS.glob("vim-*.safetensors")])
+BACKENDS = [name for name in ("reference", "cpu") if available()[name] is None]
+
+needs_vectors = pytest.mark.skipif(not FILES, reason=f"no parity vectors in {VECTORS}")
+
+
+def load(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+@needs_vectors
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_outputs_and_gradients_are_the_published_ones(path, backend):
+    config, tensors = load(path)
+    model = from_official(under("state.", tensors), config)
+    images = tensors["input"].clone().requires_grad_()
+    with use_backend(backend):
+        logits = model(images)
+        (logits * tensors["cotangent"]).sum().backward()
+
+    def close(found, expected):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+    close(logits, tensors["output"])
+    close(images.grad, tensors["grad_input"])
+    gradients = to_official(model, lambda parameter: parameter.grad)
+    expected = under("grad.", tensors)
+    assert set(gradients) == set(expected)
+    for name, gradient in gradients.items():
+        close(gradient, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "overrides"),
+    [
+        ("fastvim_femto", {}, {}),
+        ("fastvim_femto", {"scanpath_type": "colwise"}, {"scan_order": ["col", "row"]}),
+        ("vim_femto", {"if_cls_token": True, "use_middle_cls_token": True}, {}),
+        ("vim_femto", {"if_cls_token": True}, {"class_token": "head"}),
+        (
+            "vim_femto",
+            {"scanpath_type": "colwise"},
+            {"class_token": "none", "scan_order": ["col", "row"]},
+        ),
+    ],
+)
+def test_a_model_survives_the_way_there_and_back(name, config, overrides):
+    shape = {"image_size": [8, 12], "patch_size": 4, "stride": 2}
+    if config.get("scanpath_type") == "colwise" and name.startswith("fastvim"):
+        overrides = overrides | {"schedule": ["row", "col"]}
+    model = create_model(name, seed=3, **shape, **overrides).double()
+    arguments = {"model": name.split("_")[0], "img_size": [8, 12], "patch_size": 4, "stride": 2}
+    again = from_official(to_official(model), arguments | config)
+    images = torch.randn(2, 1, 8, 12, dtype=torch.float64)
+    assert torch.equal(model(images), again(images))
+    assert again.config.delta_rank == model.config.delta_rank
+    again_fields, fields = (c.model_dump(exclude={"dt_rank"}) for c in (again.config, model.config))
+    assert again_fields == fields
+
+
+def test_the_dtype_is_kept():
+    model = create_model("fastvim_femto").to(torch.float64)
+    arguments = {"img_size": 28, "patch_size": 2}
+    assert from_official(to_official(model), arguments).pos_embed.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state, config: state.pop("norm_f.weight"), "no 'norm_f.weight'"),
+        (lambda state, config: state.update(extra=torch.ones(1)), "nothing takes: extra"),
+        (
+            lambda state, config: config.update(colapse_method="max"),
+            "did you mean 'collapse_method'",
+        ),
+        (lambda state, config: config.update(scanpath_type="zigzag"), "rowwise or colwise"),
+        (lambda state, config: config.update(img_size=56), "pos_embed has shape"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    state = {k: v.detach() for k, v in to_official(create_model("fastvim_femto")).items()}
+    config = {"img_size": 28, "patch_size": 2}
+    change(state, config)
+    with pytest.raises(UserError, match=message):
+        from_official(state, config)
