@@ -1,0 +1,36 @@
+# Two commands on a fresh machine with Python 3.10+ and git: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench lint clean help
+
+help:
+	@echo "make demo   set everything up and run the main job: fastvim ablate pooling-alternation"
+	@echo "make test   set everything up and run the tests"
+	@echo "make bench  run the benchmarks (minutes; they print ratios against a peer)"
+	@echo "make lint   check format, style and types"
+
+demo: $(VENV)/installed
+	$(BIN)/fastvim ablate pooling-alternation
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(VENV)/installed
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lint: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet "ruff>=0.6" "mypy>=1.10"
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy fastvim fastvim_cli kernels
+
+# The compiled kernels are built here too; without a compiler the install succeeds without them.
+$(VENV)/installed: pyproject.toml $(wildcard kernels/csrc/*)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastvim needs Python 3.10 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(BIN)/fastvim doctor
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info kernels/*.so results
