@@ -1,0 +1,113 @@
+"""Supervised classification: cross entropy in training, top-1 and top-5 in evaluation."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from fastvim.errors import UserError, nearest
+from fastvim.models import create_model
+
+TIMM_PREFIX = "timm/"
+_TIMM_NAMES = {"image_size": "img_size", "in_channels": "in_chans"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a task measured on a split, and what it predicted for each example, in order."""
+
+    metrics: dict[str, float]
+    predictions: dict[str, Tensor]
+
+
+class Classification:
+    """One label an image. `smoothing` spreads that share of a target over all classes."""
+
+    name = "classification"
+    metrics = ("top1", "top5", "loss")
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self._hard = LabelSmoothingCrossEntropy(smoothing)
+        self._soft = SoftTargetCrossEntropy()
+
+    def build(self, model: Mapping, dataset, seed: int) -> nn.Module:
+        """The model of a run's `model` section (a name and settings) for `dataset`.
+
+        The suite's own models draw each parameter from `seed` and its name; timm's draw all from
+        one stream. Raises UserError where model and data do not fit together.
+        """
+        settings = dict(model)
+        name = settings.pop("name")
+        size = settings.get("image_size")
+        if isinstance(size, int):
+            settings["image_size"] = [size, size]
+        needs = {
+            "num_classes": dataset.num_classes,
+            "in_channels": dataset.in_channels,
+            "image_size": [dataset.config.image_size] * 2,
+        }
+        for key, needed in needs.items():
+            given = settings.setdefault(key, needed)
+            if given != needed:
+                raise UserError(f"model.{key} = {given}, but {dataset.name} has {needed}")
+        return _create(name, settings, seed)
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of images (B, C, H, W) and labels (B,) or mixed targets (B, classes)."""
+        logits = model(images).float()
+        return (self._soft if targets.ndim == 2 else self._hard)(logits, targets)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+        """Top-1 and top-5 accuracy in percent and mean cross entropy of a model in `eval` mode.
+
+        Top-5 is the accuracy within all classes where there are fewer than five.
+        """
+        labels, predicted, within, losses = [], [], [], []
+        for images, targets in batches:
+            logits = model(images).float()
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            labels.append(targets)
+            predicted.append(best[:, 0])
+            within.append((best == targets[:, None]).any(dim=1))
+            losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        label, prediction = torch.cat(labels).cpu(), torch.cat(predicted).cpu()
+        metrics = {
+            "top1": 100 * (label == prediction).double().mean().item(),
+            "top5": 100 * torch.cat(within).double().mean().item(),
+            "loss": torch.cat(losses).double().mean().item(),
+        }
+        predictions = {"label": label.to(torch.int16), "predicted": prediction.to(torch.int16)}
+        return Evaluation(metrics, predictions)
+
+
+def _create(name: str, settings: dict, seed: int) -> nn.Module:
+    if not name.startswith(TIMM_PREFIX):
+        return create_model(name, seed=seed, **settings)
+    options = {_TIMM_NAMES.get(key, key): value for key, value in settings.items()}
+    image = torch.zeros(1, settings["in_channels"], *settings["image_size"])
+    torch.manual_seed(seed)
+    try:
+        model = _timm_model(name.removeprefix(TIMM_PREFIX), options)
+        # Many of timm's models find out only now that an image does not fit them.
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        known = [TIMM_PREFIX + model for model in timm.list_models()]
+        close = "" if name in known else nearest(name, known)
+        raise UserError(f"model.name: timm cannot build {name!r}{close}: {error}") from error
+    return model.train()
+
+
+def _timm_model(name: str, options: dict) -> nn.Module:
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        # Convolutional networks take any image size and have no such argument.
+        return timm.create_model(name, **{k: v for k, v in options.items() if k != "img_size"})

@@ -1,0 +1,212 @@
+"""The training loop: steps, records, evaluations and saved states, in that order."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastvim.data.mixing import create_mixing
+from fastvim.training.costs import Speed, step_memory
+from fastvim.training.evaluation import evaluate_split
+from fastvim.training.history import History
+from fastvim.training.recipe import Recipe
+from fastvim.training.state import STATE_FILE, Progress, save_state
+from fastvim.training.trainer import StepResult, Trainer
+
+
+class Interrupted(Exception):
+    """A run stopped because it was asked to; its state is saved and the next call goes on."""
+
+    def __init__(self, directory: Path, step: int, steps: int) -> None:
+        super().__init__(f"{directory} stopped after step {step} of {steps}")
+        self.directory, self.step, self.steps = directory, step, steps
+
+
+class Loop:
+    """Trains until the last step, until the loss is no number, or until asked to stop."""
+
+    def __init__(
+        self,
+        *,
+        task,
+        dataset,
+        trainer: Trainer,
+        recipe: Recipe,
+        seed: int,
+        directory: Path,
+        device: torch.device,
+        precision: str,
+        progress: Progress,
+        history: History,
+        speed: Speed,
+        report: Callable[[dict], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._task, self._dataset, self._trainer, self._recipe = task, dataset, trainer, recipe
+        self._seed, self._directory = seed, directory
+        self._device, self._precision = device, precision
+        self._history, self._speed = history, speed
+        self._report, self._should_stop = report, should_stop
+        self._mixing = create_mixing(dataset.config, dataset.num_classes, recipe.smoothing)
+        self.progress = progress
+        self.per_epoch = dataset.batches_per_epoch(recipe.batch_size)
+        self.total = recipe.total_steps(self.per_epoch)
+        # Reading a loss waits for the GPU, so there it is done for several steps at once.
+        self._window = recipe.log_every if device.type == "cuda" else 1
+        self._pending: list[StepResult] = []
+        self._earlier_seconds = progress.seconds
+        self._began = self._mark = time.perf_counter()
+
+    def run(self) -> int | None:
+        """Train to the end; the step whose loss was no number, or None.
+
+        Raises Interrupted, with the state saved, when `should_stop` says so.
+        """
+        while self.progress.step < self.total:
+            epoch, first = divmod(self.progress.step, self.per_epoch)
+            batches = self._dataset.train_batches(
+                self._seed, epoch, self._recipe.batch_size, start_batch=first
+            )
+            for batch, (images, labels, _) in enumerate(batches, first):
+                self._step(*self._prepared(images, labels, epoch, batch))
+                diverged = self._after_step()
+                if diverged is not None:
+                    return diverged
+                if self.progress.step == self.total:
+                    break
+        return None
+
+    def evaluate(self, split: str):
+        """The task's evaluation of the weights that count, on `split`."""
+        return evaluate_split(
+            self._task,
+            self._trainer.evaluated_model,
+            self._dataset,
+            split,
+            self._recipe,
+            self._device,
+            self._precision,
+        )
+
+    def elapsed(self) -> float:
+        """Seconds of training and evaluation, over all sessions of the run."""
+        return self._earlier_seconds + time.perf_counter() - self._began
+
+    def _prepared(
+        self, images: Tensor, labels: Tensor, epoch: int, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """The global batch on the device, mixed before it is cut into micro-batches."""
+        images = images.to(self._device, non_blocking=True)
+        labels = labels.to(self._device, non_blocking=True)
+        if self._mixing is None:
+            return images, labels
+        return self._mixing(images, labels, self._seed, epoch, batch)
+
+    def _step(self, images: Tensor, targets: Tensor) -> None:
+        done = self.progress.step
+
+        def take() -> None:
+            self._pending.append(self._trainer.step(done, images, targets))
+
+        # The optimiser has its state from the second step on.
+        measure = done >= min(1, self.total - 1) and not self.progress.peak_memory
+        if measure and self._device.type == "cpu":
+            average = self._trainer.average_model
+            others = [images, targets, *(average.state_dict().values() if average else ())]
+            self.progress.peak_memory = step_memory(
+                take, self._trainer.model, self._trainer.optimizer, others
+            )
+            self._mark = None  # The profiler slows the step: no rate from it.
+        else:
+            take()
+        self.progress.step = done + 1
+
+    def _after_step(self) -> int | None:
+        step = self.progress.step
+        epoch = math.ceil(step / self.per_epoch)
+        ended = step == self.total
+        evaluate = ended or (step % self.per_epoch == 0 and epoch % self._recipe.eval_every == 0)
+        save = step % self._recipe.checkpoint_every == 0 and not ended
+        stop = not ended and self._should_stop is not None and self._should_stop()
+        if evaluate or save or stop or len(self._pending) == self._window:
+            diverged = self._record(ended)
+            if diverged is not None:
+                return diverged
+        if evaluate:
+            self._validate(epoch)
+        if save or stop:
+            self.save()
+        if stop:
+            raise Interrupted(self._directory, step, self.total)
+        if evaluate or save:
+            self._mark = time.perf_counter()
+        return None
+
+    def _record(self, ended: bool) -> int | None:
+        """Write the pending steps; the first of them whose loss is no number, or None."""
+        results, self._pending = self._pending, []
+        first = self.progress.step - len(results) + 1
+        for step, result in enumerate(results, first):
+            row = {
+                "step": step,
+                "epoch": math.ceil(step / self.per_epoch),
+                "loss": result.loss.item(),
+                "lr": result.lr,
+                "grad_norm": result.grad_norm.item(),
+            }
+            self._history.add_step(row)
+            if not math.isfinite(row["loss"]):
+                return step
+        now = time.perf_counter()
+        rate = None
+        if self._mark is not None:
+            images = len(results) * self._recipe.batch_size
+            rate = self._speed.add(images, now - self._mark)
+        self._mark = now
+        if step % self._recipe.log_every == 0 or ended:
+            self._show(row, rate)
+        return None
+
+    def _show(self, row: dict, rate: float | None) -> None:
+        values = {f"train/{name}": row[name] for name in ("loss", "lr", "grad_norm")}
+        if rate is not None:
+            values["train/images_per_second"] = rate
+        self._history.add_scalars(row["step"], values)
+        self._tell("step", **row, images_per_second=rate, seconds=self.elapsed())
+
+    def _validate(self, epoch: int) -> None:
+        self._note_gpu_memory()
+        metrics = self.evaluate("validation").metrics
+        self.progress.validation = {f"val_{name}": value for name, value in metrics.items()}
+        self._history.add_evaluation(self.progress.step, epoch, self.progress.validation)
+        self._tell("evaluation", step=self.progress.step, epoch=epoch, **self.progress.validation)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def _note_gpu_memory(self) -> None:
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            self.progress.peak_memory = max(self.progress.peak_memory, peak)
+
+    def save(self) -> None:
+        """Save all that the next step depends on, after what it has recorded."""
+        self._note_gpu_memory()
+        self.progress.seconds = self.elapsed()
+        self.progress.history_bytes, self.progress.eval_bytes = self._history.flush()
+        save_state(
+            self._directory / STATE_FILE,
+            self.progress,
+            self._trainer.model,
+            self._trainer.optimizer,
+            ema=self._trainer.average_model,
+            scaler=self._trainer.scaler,
+            measured={"rates": self._speed.rates},
+        )
+
+    def _tell(self, event: str, **values) -> None:
+        if self._report is not None:
+            totals = {"steps": self.total, "epochs": math.ceil(self.total / self.per_epoch)}
+            self._report({"event": event, **totals, **values})

@@ -1,0 +1,248 @@
+"""One run from its settings to its result."""
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from fastvim import tasks
+from fastvim.data import DataConfig, load
+from fastvim.errors import UserError
+from fastvim.files import write_atomic
+from fastvim.stability.detector import detect
+from fastvim.stability.episodes import NONFINITE
+from fastvim.training import costs, devices
+from fastvim.training.evaluation import CONFIG_FILE
+from fastvim.training.history import HISTORY_FILE, History, UnreadableHistory
+from fastvim.training.loop import Loop
+from fastvim.training.recipe import Recipe
+from fastvim.training.state import (
+    STATE_FILE,
+    WEIGHTS_FILE,
+    Progress,
+    UnreadableState,
+    load_state,
+    weights_bytes,
+)
+from fastvim.training.trainer import Trainer
+
+RESULT_FILE = "result.json"
+ENVIRONMENT_FILE = "environment.json"
+PREDICTIONS_FILE = "predictions.safetensors"
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def train_run(
+    *,
+    task: str,
+    data: DataConfig,
+    model: Mapping,
+    training: Recipe,
+    seed: int,
+    directory: str | Path,
+    report: Callable[[dict], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict:
+    """Train, evaluate and record one run in `directory`; returns what result.json holds.
+
+    `model` is the model section of a run: `name` and the settings of that preset, or
+    `timm/<name>`. A run that was stopped or killed goes on from its last saved state and ends
+    with the same metrics and history, to the bit on a CPU with the same number of threads; a
+    finished one returns its result at once. A loss that is no number ends the run with the status
+    `diverged`.
+
+    `report` receives dictionaries: `event` is `start`, `step`, `evaluation` or `note` (with
+    `message`); `should_stop` is asked after every step. Raises Interrupted when it says yes, and
+    UserError for settings that do not fit together and for a directory that cannot be written.
+    """
+    directory = Path(directory)
+    settings = {
+        "task": task,
+        "data": data.model_dump(mode="json"),
+        "model": dict(model),
+        "training": training.model_dump(mode="json"),
+        "seed": seed,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    finished = _finished(directory, digest)
+    if finished is not None:
+        return finished
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return _Run(settings, digest, data, training, directory, report, should_stop).complete()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        place = error.filename or directory
+        raise UserError(f"cannot write {place}: {error.strerror}") from error
+
+
+class _Run:
+    """The stages of `train_run`."""
+
+    def __init__(
+        self,
+        settings: dict,
+        digest: str,
+        data: DataConfig,
+        recipe: Recipe,
+        directory: Path,
+        report: Callable[[dict], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self.settings, self.digest, self.directory = settings, digest, directory
+        self.recipe, self.report, self.should_stop = recipe, report, should_stop
+        self.device = devices.choose_device()
+        self.precision = devices.choose_precision(recipe, self.device)
+        self.task = tasks.create(settings["task"], recipe)
+        self.dataset = load(data)
+        self.per_epoch = self.dataset.batches_per_epoch(recipe.batch_size)
+
+    def complete(self) -> dict:
+        """All stages."""
+        trainer, progress, speed, history = self._start_or_resume()
+        loop = Loop(
+            task=self.task,
+            dataset=self.dataset,
+            trainer=trainer,
+            recipe=self.recipe,
+            seed=self.settings["seed"],
+            directory=self.directory,
+            device=self.device,
+            precision=self.precision,
+            progress=progress,
+            history=history,
+            speed=speed,
+            report=self.report,
+            should_stop=self.should_stop,
+        )
+        try:
+            write_atomic(
+                self.directory / ENVIRONMENT_FILE,
+                _json(devices.describe_environment(self.device, self.precision)),
+            )
+            config = self.directory / CONFIG_FILE
+            if not config.exists():
+                write_atomic(config, _json(self.settings))
+            self._tell({"event": "start", "step": progress.step, "steps": loop.total})
+            diverged = loop.run()
+        finally:
+            history.close()
+        return self._finish(loop, trainer, speed, diverged)
+
+    def _trainer(self) -> Trainer:
+        seed = self.settings["seed"]
+        return Trainer(
+            self.task,
+            self.task.build(self.settings["model"], self.dataset, seed),
+            self.recipe,
+            steps_per_epoch=self.per_epoch,
+            seed=seed,
+            device=self.device,
+            precision=self.precision,
+        )
+
+    def _start_or_resume(self) -> tuple[Trainer, Progress, costs.Speed, History]:
+        trainer, notes = self._trainer(), []
+        state = self.directory / STATE_FILE
+        if state.exists():
+            try:
+                progress, measured = load_state(
+                    state,
+                    trainer.model,
+                    trainer.optimizer,
+                    ema=trainer.average_model,
+                    scaler=trainer.scaler,
+                    settings=self.digest,
+                )
+                history = self._history(progress)
+                return trainer, progress, costs.Speed(measured["rates"]), history
+            except (UnreadableState, UnreadableHistory) as problem:
+                notes.append(f"{state} cannot be used ({problem}): the run started afresh")
+                self._tell({"event": "note", "message": notes[0]})
+                # It may hold half of the damaged state.
+                trainer = self._trainer()
+        progress = Progress(self.digest, notes=notes)
+        side = self.dataset.config.image_size
+        image = torch.zeros(1, self.dataset.in_channels, side, side, device=self.device)
+        progress.gflops = costs.count_gflops(trainer.model, image)
+        return trainer, progress, costs.Speed(), self._history(progress)
+
+    def _history(self, progress: Progress) -> History:
+        return History(
+            self.directory,
+            tuple(f"val_{name}" for name in self.task.metrics),
+            step=progress.step,
+            history_bytes=progress.history_bytes,
+            eval_bytes=progress.eval_bytes,
+        )
+
+    def _finish(
+        self, loop: Loop, trainer: Trainer, speed: costs.Speed, diverged: int | None
+    ) -> dict:
+        progress = loop.progress
+        metrics = {}
+        if diverged is None:
+            write_atomic(self.directory / WEIGHTS_FILE, weights_bytes(trainer.evaluated_model))
+            evaluation = loop.evaluate("test")
+            write_atomic(
+                self.directory / PREDICTIONS_FILE, safetensors.torch.save(evaluation.predictions)
+            )
+            metrics = {**evaluation.metrics, **progress.validation}
+        result = {
+            "status": "done" if diverged is None else "diverged",
+            "metrics": metrics,
+            "cost": {
+                "parameters": costs.count_parameters(trainer.model),
+                "gflops": progress.gflops,
+                "train_images_per_second": speed.median(),
+                "peak_memory_mb": progress.peak_memory / 1e6,
+                "seconds": loop.elapsed(),
+            },
+            "spikes": _count_spikes(self.directory / HISTORY_FILE),
+            "diverged": diverged is not None,
+            "diverged_step": diverged,
+            "steps": progress.step,
+            "backend": devices.kernel_backend(self.device, self.precision),
+            "device": str(self.device),
+            "precision": self.precision,
+            "notes": progress.notes,
+            "settings": self.digest,
+        }
+        write_atomic(self.directory / RESULT_FILE, _json(result))
+        (self.directory / STATE_FILE).unlink(missing_ok=True)
+        return result
+
+    def _tell(self, event: dict) -> None:
+        if self.report is not None:
+            self.report(event)
+
+
+def _finished(directory: Path, digest: str) -> dict | None:
+    """The result of a run with these settings that ended earlier, or None."""
+    try:
+        result = json.loads((directory / RESULT_FILE).read_text())
+        if result["settings"] != digest:
+            raise UserError(
+                f"{directory} holds the result of a run with other settings; "
+                "give this run its own folder"
+            )
+    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+        return None  # Absent, or damaged: the run is done again.
+    (directory / STATE_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _count_spikes(history: Path) -> int:
+    """Excursions of the training loss; NaN and infinity are a divergence and not counted here."""
+    rows = np.loadtxt(history, delimiter=",", skiprows=1, usecols=(0, 2), ndmin=2)
+    return sum(episode.kind != NONFINITE for episode in detect(rows[:, 0], rows[:, 1]))
+
+
+def _json(value: dict) -> str:
+    return json.dumps(value, indent=2) + "\n"
