@@ -1,0 +1,62 @@
+"""The images of one split, in memory or in files, as the loaders take them."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastvim.errors import UserError
+
+
+@dataclass(frozen=True)
+class MemoryImages:
+    """`pixels` uint8 (images, 1 or 3 channels, rows, columns), `labels` int64 (images,)."""
+
+    pixels: Tensor
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, positions: np.ndarray) -> "MemoryImages":
+        return MemoryImages(self.pixels[torch.from_numpy(positions)], self.labels[positions])
+
+    def pil(self, position: int) -> Image.Image:
+        """The image in RGB, grey ones repeated: timm's colour operations expect three channels."""
+        pixels = self.pixels[position].permute(1, 2, 0).numpy()
+        return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(
+            "RGB"
+        )
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images in files, decoded when they are asked for.
+
+    `paths` holds encoded paths, dtype S, (images,), `labels` int64 (images,). Python strings would
+    be copied into every worker process as their reference counts change.
+    """
+
+    paths: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, positions: np.ndarray) -> "FileImages":
+        return FileImages(self.paths[positions], self.labels[positions])
+
+    def pil(self, position: int) -> Image.Image:
+        """The image in RGB. Raises UserError naming the file if it cannot be decoded."""
+        path = os.fsdecode(self.paths[position])
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except Exception as error:  # a damaged file makes Pillow raise almost anything
+            raise UserError(f"cannot read the image {path}: {error}") from error
+
+
+Images = MemoryImages | FileImages
