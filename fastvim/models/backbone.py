@@ -22,8 +22,8 @@ class Block(nn.Module):
         self.mixer = Mixer(config)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, layout: ScanLayout) -> Tensor:
-        return x + self.drop_path(self.mixer(self.norm(x), layout))
+    def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
+        return x + self.drop_path(self.mixer(self.norm(x), layout, divisor))
 
 
 class LayoutTables(nn.Module):
@@ -80,7 +80,9 @@ class VisionMamba(nn.Module):
         ]
 
     def _lay_out(self) -> None:
-        grid = TokenGrid(IMAGE_AXES, self.config.grid_size, class_token=self.class_token_place)
+        self.grid = grid = TokenGrid(
+            IMAGE_AXES, self.config.grid_size, class_token=self.class_token_place
+        )
         axes: tuple[str | None, ...] = self.config.schedule or (None,)
         self.schedule = [str(axes[i % len(axes)]) for i in range(self.config.depth)]
         self.layouts = nn.ModuleDict(

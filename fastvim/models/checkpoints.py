@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fastvim.errors import UserError, nearest
 from fastvim.models.backbone import VisionMamba
-from fastvim.models.config import ModelConfig
+from fastvim.models.config import MaskingConfig, ModelConfig
+from fastvim.models.masked_autoencoder import MaskedAutoencoder
 
 # Arguments without influence on the function in exact arithmetic, or fixed by the weights.
 _WITHOUT_INFLUENCE = {
@@ -34,6 +35,10 @@ _WITHOUT_INFLUENCE = {
     "if_abs_pos_embed",
     "if_divide_out",
     "init_cfg",
+    "mask_ratio",
+    "norm_pix_loss",
+    "decoder_embed_dim",
+    "decoder_depth",
 }
 _DEFAULTS = {
     "img_size": 224,
@@ -66,7 +71,7 @@ _SINGLE = {
     "norm.weight": "layernorm.weight",
     "norm.bias": "layernorm.bias",
 }
-_STEM = {
+_STEM: dict[str, str] = {
     "patch_embed.weight": "patch_embed.proj.weight",
     "patch_embed.bias": "patch_embed.proj.bias",
     "pos_embed": "pos_embed",
@@ -74,6 +79,15 @@ _STEM = {
     "norm.weight": "norm_f.weight",
     "head.weight": "head.weight",
     "head.bias": "head.bias",
+}
+_DECODER = {
+    "embed.weight": "decoder_embed.weight",
+    "embed.bias": "decoder_embed.bias",
+    "mask_token": "mask_token",
+    "pos_embed": "decoder_pos_embed",
+    "norm.weight": "decoder_norm.weight",
+    "head.weight": "decoder_pred.weight",
+    "head.bias": "decoder_pred.bias",
 }
 
 
@@ -83,7 +97,7 @@ def from_official(state: Mapping[str, Tensor], config: dict) -> nn.Module:
     The model keeps the weights' dtype. Raises UserError for a weight that is missing, left over
     or of the wrong shape, and for an argument that is unknown or not implemented.
     """
-    model = VisionMamba(_our_config(state, config)).to(state["pos_embed"].dtype)
+    model = _untrained(state, config).to(state["pos_embed"].dtype)
     ours = dict(model.named_parameters())
     used = set()
     with torch.no_grad():
@@ -98,7 +112,7 @@ def from_official(state: Mapping[str, Tensor], config: dict) -> nn.Module:
                         f"{official} has shape {tuple(values.shape)}; this configuration needs "
                         f"{target.numel()} values"
                     )
-                if name == "pos_embed":
+                if name.endswith("pos_embed"):
                     values = values[:, _published_places(model).argsort()]
                 target.copy_(values.reshape(target.shape))
                 used.add(official)
@@ -109,19 +123,23 @@ def from_official(state: Mapping[str, Tensor], config: dict) -> nn.Module:
 
 
 def to_official(
-    model: VisionMamba, values: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter
+    model: VisionMamba | MaskedAutoencoder,
+    values: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter,
 ) -> dict[str, Tensor]:
     """Published name to tensor, for what `values` says of each parameter (itself, its `.grad`).
 
-    Shapes are the published ones. Raises UserError if `values` gives None (no gradient yet).
+    Shapes are the published ones. Fixed parameters are left out where `values` gives None, as of
+    a gradient; for any other, None is a UserError.
     """
     ours = dict(model.named_parameters())
     official = {}
     for name, published in _published_names(model).items():
         tensor = values(ours[name])
+        if tensor is None and not ours[name].requires_grad:
+            continue
         if tensor is None:
             raise UserError(f"{name} has no value to give: run a backward pass first")
-        if name == "pos_embed":
+        if name.endswith("pos_embed"):
             tensor = tensor[:, _published_places(model)]
         if len(published) == 1:
             official[published[0]] = tensor
@@ -134,29 +152,32 @@ def to_official(
     return official
 
 
-def _published_names(model: VisionMamba) -> dict[str, tuple[str, ...]]:
+def _published_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Our parameter names to published ones: one, or two for the stacked directions."""
     names: dict[str, tuple[str, ...]] = {}
     for name, _ in model.named_parameters():
-        if name.startswith("blocks."):
-            _, block, rest = name.split(".", 2)
-            prefix = f"layers.{block}."
-            inner = rest.removeprefix("mixer.")
-            if rest == "norm.weight":
-                names[name] = (prefix + rest,)
-            elif inner in _STACKED:
-                names[name] = tuple(f"{prefix}mixer.{each}" for each in _STACKED[inner])
-            elif inner in _SINGLE:
-                names[name] = (f"{prefix}mixer.{_SINGLE[inner]}",)
-            else:
-                raise UserError(f"{name} has no published counterpart (attention pooling)")
+        decoding = name.startswith("decoder.")
+        local = name.removeprefix("decoder.").removeprefix("encoder.")
+        if not local.startswith("blocks."):
+            names[name] = ((_DECODER if decoding else _STEM)[local],)
+            continue
+        _, block, rest = local.split(".", 2)
+        prefix = f"{'decoder_blocks' if decoding else 'layers'}.{block}."
+        inner = rest.removeprefix("mixer.")
+        if rest == "norm.weight":
+            names[name] = (prefix + rest,)
+        elif inner in _STACKED:
+            names[name] = tuple(f"{prefix}mixer.{each}" for each in _STACKED[inner])
+        elif inner in _SINGLE:
+            names[name] = (f"{prefix}mixer.{_SINGLE[inner]}",)
         else:
-            names[name] = (_STEM[name],)
+            raise UserError(f"{name} has no published counterpart (attention pooling)")
     return names
 
 
-def _published_places(model: VisionMamba) -> Tensor:
+def _published_places(model: nn.Module) -> Tensor:
     """For each published position embedding, the place of ours: column by column or the same."""
+    model = getattr(model, "encoder", model)
     rows, cols = model.config.grid_size
     places = torch.arange(rows * cols)
     if model.config.scan_order == ("col", "row"):
@@ -168,14 +189,29 @@ def _published_places(model: VisionMamba) -> Tensor:
     return torch.cat([places[:token], torch.tensor([token]), places[token:]])
 
 
+def _untrained(state: Mapping[str, Tensor], published: dict) -> nn.Module:
+    config = _our_config(state, published)
+    if published.get("model") != "mae":
+        return VisionMamba(config)
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("decoder_blocks."))
+    masking = MaskingConfig(
+        mask_ratio=published.get("mask_ratio", 0.75),
+        decoder_width=state["mask_token"].shape[-1],
+        decoder_depth=depth,
+        reverse_ids="as_published",
+        normalise_targets=published.get("norm_pix_loss", True),
+    )
+    return MaskedAutoencoder(config, masking)
+
+
 def _our_config(state: Mapping[str, Tensor], published: dict) -> ModelConfig:
     for key, value in published.items():
         # An unknown argument that is false, 0 or None switches nothing on.
         if value and key not in _DEFAULTS and key not in _WITHOUT_INFLUENCE:
             raise UserError(f"published argument {key!r} is not known{nearest(key, _DEFAULTS)}")
     family = published.get("model", "fastvim")
-    if family not in ("fastvim", "vim"):
-        raise UserError(f"model {family!r} is not a published classifier: fastvim or vim")
+    if family not in ("fastvim", "vim", "mae"):
+        raise UserError(f"model {family!r} is not a published one: fastvim, vim or mae")
     given = {**_DEFAULTS, **published}
     columnwise = given["scanpath_type"] == "colwise"
     if given["scanpath_type"] not in ("rowwise", "colwise"):

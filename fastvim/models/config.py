@@ -115,3 +115,21 @@ class ModelConfig(BaseModel):
     def delta_rank(self) -> int:
         """Rank of the projection that makes delta; ceil(d_model / 16) unless given."""
         return self.dt_rank or math.ceil(self.d_model / 16)
+
+
+class MaskingConfig(BaseModel):
+    """How a masked autoencoder hides tokens and what its decoder is.
+
+    `pooling_divisor` is `full` (a pooled step is the sum of its kept tokens over the number that
+    a full grid has there, as published) or `kept` (over the number kept). `reverse_ids` is
+    `flipped`, the right thing, or `as_published`: see `TokenGrid.layout`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mask_ratio: float = Field(0.75, ge=0, lt=1)
+    decoder_width: int = Field(512, ge=4, multiple_of=4)
+    decoder_depth: int = Field(2, ge=1, le=64)
+    pooling_divisor: Literal["full", "kept"] = "full"
+    reverse_ids: Literal["flipped", "as_published"] = "flipped"
+    normalise_targets: bool = True

@@ -22,6 +22,8 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # fixed positions
             digest = hashlib.sha256(f"{seed}:{name}:{tuple(parameter.shape)}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             values = torch.empty(parameter.shape, dtype=torch.float32)
@@ -39,7 +41,7 @@ def _draw(values: Tensor, name: str, config: ModelConfig, generator: torch.Gener
         low, high = math.log(config.dt_min), math.log(config.dt_max)
         delta = torch.exp(torch.rand(values.shape, generator=generator) * (high - low) + low)
         values.copy_(delta + torch.log(-torch.expm1(-delta)))
-    elif kind in ("pos_embed", "cls_token") or name == "head.weight":
+    elif kind in ("pos_embed", "cls_token", "mask_token") or name == "head.weight":
         nn.init.trunc_normal_(values, std=0.02, generator=generator)
     elif kind in ("bias", "conv_bias", "pool_query"):
         values.zero_()

@@ -49,8 +49,11 @@ class Mixer(nn.Module):
             None if self.norm is None else self.norm.bias,
         )
 
-    def forward(self, x: Tensor, layout: ScanLayout) -> Tensor:
-        """(B, L, d_model) to (B, L, d_model); `layout` says in what order and what is pooled."""
+    def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
+        """(B, L, d_model) to (B, L, d_model); `layout` says in what order and what is pooled.
+
+        Where tokens are missing, `divisor` makes the mean the sum over a constant.
+        """
         config = self.config
         settings = {
             "scale": config.pooling_scale,
@@ -64,7 +67,9 @@ class Mixer(nn.Module):
                 xz, self.weights(), layout, self._attention_pool(layout.n_steps), **settings
             )
         else:
-            pooling = "mean" if config.pooling == "attention" else config.pooling
+            pooling = "max" if config.pooling == "max" else "mean"
+            if divisor is not None and pooling == "mean":
+                pooling, settings["scale"] = "sum", config.pooling_scale / divisor
             y, _, _ = kernels.pooled_mixer(xz, self.weights(), layout, pooling, **settings)
         return self.out_proj(y)
 
