@@ -1,0 +1,41 @@
+"""What makes two runs the same run: a hash over everything that decides the result."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+from fastvim.experiments.schema import RunConfig
+
+# Where a run's result is computed; the other rooms only arrange runs and read them.
+ROOMS = ("kernels", "models", "tasks", "data", "training")
+SOURCES = (".py", ".cpp", ".h", ".cu")
+# Bookkeeping: these change how a run is done, not what comes out of it. The data set itself
+# enters by its fingerprint, wherever it lies.
+WITHOUT_EFFECT = ("data.root", "data.workers", "training.checkpoint_every", "training.log_every")
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of the source files that compute results (hex, 64 digits)."""
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        spec = importlib.util.find_spec(f"fastvim.{room}")
+        for folder in spec.submodule_search_locations:
+            for file in sorted(Path(folder).rglob("*")):
+                if file.suffix in SOURCES and file.is_file():
+                    name = f"{room}/{file.relative_to(folder).as_posix()}"
+                    digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def run_identity(config: RunConfig, seed: int, fingerprint: str) -> str:
+    """The identity of a run (hex, 64 digits).
+
+    `fingerprint` is the data set's. The names of experiment, profile and variant play no part,
+    so that experiments share runs.
+    """
+    values = {key: value for key, value in config.flat().items() if key not in WITHOUT_EFFECT}
+    parts = {"config": values, "seed": seed, "data": fingerprint, "code": code_version()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

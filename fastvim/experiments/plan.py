@@ -1,0 +1,219 @@
+"""From an experiment to its runs: the product of variants, grid values and seeds."""
+
+import functools
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastvim.data import DataConfig, load
+from fastvim.errors import UserError, nearest
+from fastvim.experiments.documents import parse_value, shorten
+from fastvim.experiments.experiment import GRID, SET, Experiment, seed_list
+from fastvim.experiments.identity import run_identity
+from fastvim.experiments.schema import MAX_RUNS, RunConfig
+from fastvim.experiments.settings import (
+    Layer,
+    Setting,
+    parse_assignment,
+    resolve,
+    split_assignment,
+)
+from fastvim.experiments.store import Run
+
+if TYPE_CHECKING:
+    from fastvim.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: a resolved run without its seed."""
+
+    name: str
+    config: RunConfig
+    # Where each value came from, by dotted name.
+    origins: dict[str, Setting]
+    # The variant it is compared with; None for the baseline itself.
+    baseline: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run: every variant with every seed."""
+
+    experiment: Experiment
+    profile: str
+    seeds: tuple[int, ...]
+    variants: tuple[Variant, ...]
+    # --set and --grid as given.
+    overrides: tuple[str, ...] = ()
+
+    def variant(self, name: str) -> Variant:
+        """The variant called `name`; UserError with the nearest if there is none."""
+        names = {variant.name: variant for variant in self.variants}
+        if name not in names:
+            raise UserError(
+                f"no variant {shorten(name)} in {self.experiment.name}{nearest(name, names)}; "
+                f"there are {', '.join(names)}"
+            )
+        return names[name]
+
+
+def make_plan(
+    experiment: Experiment,
+    profile: str | None = None,
+    seeds: str | None = None,
+    variants: str | None = None,
+    sets: Sequence[str] = (),
+    grid: Sequence[str] = (),
+) -> Plan:
+    """Resolve and check every variant.
+
+    Layers, the later the stronger: preset and defaults, base (with what it extends), profile,
+    variant, `sets` (key=value), `grid` (key=a,b,c: each value makes a further variant of each
+    variant). `seeds` is a count or a list (`3`, `0,3,5`); `variants` a list of names.
+    Raises UserError for the first value that does not fit.
+    """
+    profile = _profile(experiment, profile)
+    chosen = _chosen(experiment, variants)
+    run_seeds = _seeds(experiment, profile, seeds)
+    cells = _cells(grid)
+    if len(chosen) * len(cells) * len(run_seeds) > MAX_RUNS:
+        total = len(chosen) * len(cells) * len(run_seeds)
+        raise UserError(f"the plan has {total} runs; the limit is {MAX_RUNS}")
+    shared = experiment.base | experiment.profiles.get(profile, {})
+    given = dict(parse_assignment(text, "--set", SET + i) for i, text in enumerate(sets))
+    planned = []
+    for name in chosen:
+        for suffix, cell in cells.items():
+            run, origins = resolve(shared | experiment.variants[name] | given | cell)
+            baseline = _baseline(experiment.baselines, name, suffix, next(iter(cells)))
+            if baseline is not None and baseline.partition("+")[0] not in chosen:
+                baseline = None
+            planned.append(Variant(name + suffix, run, origins, baseline))
+    overrides = [f"--set {text}" for text in sets] + [f"--grid {text}" for text in grid]
+    return Plan(experiment, profile, run_seeds, tuple(planned), tuple(overrides))
+
+
+def _profile(experiment: Experiment, profile: str | None) -> str:
+    """The profile's name; `base` where the experiment has none and none is asked for."""
+    profile = profile or experiment.default_profile
+    if profile is None:
+        return "base"
+    if profile not in experiment.profiles:
+        raise UserError(
+            f"no profile {shorten(profile)} in {experiment.name}"
+            f"{nearest(profile, experiment.profiles)}; "
+            f"there are {', '.join(experiment.profiles) or 'none'}"
+        )
+    return profile
+
+
+def _chosen(experiment: Experiment, variants: str | None) -> list[str]:
+    if variants is None:
+        return list(experiment.variants)
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    for name in names:
+        if name not in experiment.variants:
+            raise UserError(
+                f"no variant {shorten(name)} in {experiment.name}"
+                f"{nearest(name, experiment.variants)}; "
+                f"there are {', '.join(experiment.variants)}"
+            )
+    if not names:
+        raise UserError("--variants names none")
+    return [name for name in experiment.variants if name in names]
+
+
+def _seeds(experiment: Experiment, profile: str, seeds: str | None) -> tuple[int, ...]:
+    if seeds is None:
+        return experiment.profile_seeds.get(profile, experiment.seeds)
+    problem = f"--seeds {shorten(seeds)}: expected a count from 1 to 1000, or a list such as 0,3,5"
+    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*,?\s*", seeds):
+        raise UserError(problem)
+    numbers = [int(part) for part in seeds.split(",") if part.strip()]
+    if "," in seeds:
+        return seed_list(numbers)
+    if not 1 <= numbers[0] <= 1000:
+        raise UserError(problem)
+    return seed_list(numbers[0])
+
+
+def _cells(grid: Sequence[str]) -> dict[str, Layer]:
+    """Every combination of the grid's values: suffix of the variant's name -> layer."""
+    axes: list[list[tuple[str, str, Setting]]] = []
+    for rank, text in enumerate(grid):
+        key, listed, place = split_assignment(text, "--grid")
+        values = parse_value(f"[{listed}]", place)
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{place}: expected key=a,b,c")
+        axes.append([(key, _as_text(v), Setting(v, "--grid", place, GRID + rank)) for v in values])
+    if not axes:
+        return {"": {}}
+    keys = [axis[0][0] for axis in axes]
+    if len(set(keys)) != len(keys):
+        raise UserError("--grid: the same key is given twice")
+    if len({key.rpartition(".")[2] for key in keys}) == len(keys):
+        labels = {key: key.rpartition(".")[2] for key in keys}
+    else:
+        labels = {key: key for key in keys}
+    cells: dict[str, Layer] = {}
+    total = 1
+    for axis in axes:
+        total *= len(axis)
+    if total > MAX_RUNS:
+        raise UserError(f"--grid: {total} combinations; the limit is {MAX_RUNS} runs")
+    for combination in itertools.product(*axes):
+        suffix = "".join(f"+{labels[key]}={text}" for key, text, _ in combination)
+        if suffix in cells:
+            raise UserError(f"--grid: the same value comes twice ({suffix[1:]})")
+        cells[suffix] = {key: setting for key, _, setting in combination}
+    return cells
+
+
+def _as_text(value: object) -> str:
+    """A grid value as a part of a variant's name, which is also a folder's."""
+    text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text or "none")[:40]
+
+
+def _baseline(baselines: Mapping[str, str], name: str, suffix: str, first: str) -> str | None:
+    """The variant to compare with: the baseline in the same grid cell; for a variant that has
+    none, itself in the first cell."""
+    if name in baselines:
+        return baselines[name] + suffix
+    return None if suffix == first else name + first
+
+
+def identified_runs(plan: Plan) -> list[Run]:
+    """Every run of the plan with its identity, seed by seed, so that pairs are complete early.
+
+    Reads the data sets for their fingerprints; raises UserError where one is missing or damaged,
+    or does not fit the model or the batch size.
+    """
+    fingerprints = {v.name: _fingerprint(v) for v in plan.variants}
+    return [
+        Run(v.name, seed, v.config, run_identity(v.config, seed, fingerprints[v.name]))
+        for seed in plan.seeds
+        for v in plan.variants
+    ]
+
+
+def _fingerprint(variant: Variant) -> str:
+    dataset = loaded(variant.config.data)
+    classes = variant.config.model.num_classes
+    if dataset.num_classes != classes:
+        setting = variant.origins["model.num_classes"]
+        raise UserError(
+            f"{setting.place or setting.layer}: model.num_classes = {classes}, but "
+            f"{dataset.name} has {dataset.num_classes} classes"
+        )
+    dataset.batches_per_epoch(variant.config.training.batch_size)
+    return dataset.fingerprint
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(config: DataConfig) -> "Dataset":
+    """`fastvim.data.load`, remembered: the variants of a plan mostly share their data."""
+    return load(config)

@@ -1,0 +1,89 @@
+"""`experiment.json`: what an output folder was asked to hold, so that it explains itself."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvim.errors import UserError
+from fastvim.experiments.plan import Plan
+from fastvim.experiments.schema import RunConfig
+from fastvim.experiments.store import FORMAT, Run
+from fastvim.files import write_atomic
+
+FILE = "experiment.json"
+
+
+@dataclass(frozen=True)
+class RecordedPlan:
+    """A plan as its output folder tells it; `baselines`: variant -> what it is compared with."""
+
+    name: str
+    profile: str
+    question: str
+    claim: str | None
+    metric: str
+    command: str
+    baselines: dict[str, str]
+    variants: dict[str, RunConfig]
+    runs: tuple[Run, ...]
+
+
+def write_plan(output: Path, plan: Plan, runs: list[Run], command: str) -> None:
+    """Write experiment.json; UserError when the folder cannot be written."""
+    experiment = plan.experiment
+    content = {
+        "format": FORMAT,
+        "experiment": experiment.name,
+        "profile": plan.profile,
+        "question": experiment.question,
+        "claim": experiment.claim,
+        "metric": experiment.metric,
+        "command": command,
+        "variants": [
+            {"name": v.name, "baseline": v.baseline, "config": v.config.nested()}
+            for v in plan.variants
+        ],
+        "runs": [{"variant": r.variant, "seed": r.seed, "hash": r.identity} for r in runs],
+    }
+    write_atomic(Path(output) / FILE, json.dumps(content, indent=2) + "\n")
+
+
+def read_plan(output: Path) -> RecordedPlan:
+    """Read experiment.json; UserError when there is none, or it cannot be believed."""
+    path = Path(output) / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{output}: no experiment here (no {FILE}); give the output folder of `fastvim ablate`"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: corrupt: {' '.join(str(error).split())[:200]}") from None
+    version = content.get("format", FORMAT) if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise UserError(f"{path}: written by a newer fastvim (format {version})")
+    try:
+        variants = {
+            item["name"]: RunConfig.from_nested(item["config"]) for item in content["variants"]
+        }
+        baselines = {
+            item["name"]: item["baseline"] for item in content["variants"] if item["baseline"]
+        }
+        runs = [
+            Run(r["variant"], r["seed"], variants[r["variant"]], r["hash"])
+            for r in content["runs"]
+        ]
+        return RecordedPlan(
+            name=content["experiment"],
+            profile=content["profile"],
+            question=content["question"],
+            claim=content["claim"],
+            metric=content["metric"],
+            command=content["command"],
+            baselines=baselines,
+            variants=variants,
+            runs=tuple(runs),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not an experiment's record: {reason}") from None

@@ -1,0 +1,152 @@
+"""What an experiment file may hold, and what a run is made of.
+
+An experiment file is a YAML mapping with the fields of `ExperimentFile`. Its `base`, variants
+and profiles set values of a run by dotted name (`model.schedule`, `training.lr`); a nested
+mapping means the same as dotted names. A run is a `RunConfig`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fastvim.data.config import DataConfig
+from fastvim.errors import nearest
+from fastvim.models.config import Extent, ModelConfig
+from fastvim.training.recipe import Recipe
+
+TIMM_PREFIX = "timm/"
+MAX_RUNS = 10_000
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seeds = Annotated[int, Field(ge=1, le=1000)] | Annotated[list[Seed], Field(min_length=1)]
+Metric = Literal["top1", "top5", "loss"]
+
+
+class TimmConfig(BaseModel):
+    """A model of the timm library, `model.name: timm/<name>`, for comparison."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: Extent = (224, 224)
+    in_channels: int = Field(3, ge=1)
+    num_classes: int = Field(1000, ge=1)
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+
+
+class RunConfig(BaseModel):
+    """Everything that decides one run, but its seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["classification"] = "classification"
+    data: DataConfig
+    model_name: str
+    model: ModelConfig | TimmConfig
+    training: Recipe
+
+    def nested(self) -> dict:
+        """As JSON values, in a YAML file's sections: task, data, model (with name), training."""
+        values = self.model_dump(mode="json")
+        name = values.pop("model_name")
+        return {**values, "model": {"name": name, **values["model"]}}
+
+    def flat(self) -> dict[str, Any]:
+        """The same by dotted name."""
+        sections = self.nested()
+        task = {"task": sections.pop("task")}
+        return task | {
+            f"{section}.{key}": value
+            for section, values in sections.items()
+            for key, value in values.items()
+        }
+
+    @classmethod
+    def from_nested(cls, values: dict) -> "RunConfig":
+        """The inverse of `nested`; ValueError where the values are not a run's."""
+        model = dict(values["model"])
+        name = model.pop("name")
+        kind = TimmConfig if name.startswith(TIMM_PREFIX) else ModelConfig
+        return cls(**{**values, "model_name": name, "model": kind(**model)})
+
+
+class ExperimentFile(BaseModel):
+    """The fields of an experiment file.
+
+    With `extends` (the name of a shipped ablation, or a file), what is absent comes from there;
+    `base`, variants and profiles are merged by dotted name, and a variant or profile set to null
+    is left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name | None = Field(None, description="Names the results; the file's name if absent.")
+    extends: str | None = Field(None, description="Another ablation, by name or file.")
+    question: str | None = Field(None, description="What the experiment is to answer.")
+    claim: Name | None = Field(None, description="The claim of claims.yaml that it tests.")
+    base: dict[str, Any] | None = Field(None, description="What all variants share.")
+    baseline: Name | dict[Name, Name] | None = Field(
+        None, description="The variant that others are compared with; or variant: its baseline."
+    )
+    variants: dict[Name, dict[str, Any] | None] | None = Field(
+        None, description="Each variant: its values by dotted name; {} to keep the base."
+    )
+    seeds: Seeds | None = Field(None, description="A count (0, 1, ...) or a list of seeds.")
+    metric: Metric | None = Field(None, description="The test metric that is compared.")
+    profiles: dict[Name, dict[str, Any] | None] | None = Field(
+        None, description="Where and how long: values by dotted name, and `seeds`."
+    )
+    default_profile: Name | None = Field(None, description="The profile used when none is named.")
+
+
+def known_keys() -> list[str]:
+    """Every dotted name that a run has."""
+    sections = {"data": DataConfig, "model": ModelConfig, "training": Recipe}
+    names = [f"{section}.{key}" for section, kind in sections.items() for key in kind.model_fields]
+    return ["task", "model.name", *names]
+
+
+def unknown_key(key: str) -> str:
+    """What to say of a dotted name that no run has."""
+    known = known_keys()
+    hint = nearest(key, known)
+    if not hint and "." not in key:
+        hint = nearest(key, [name.rpartition(".")[2] for name in known])
+        owners = [name for name in known if name.rpartition(".")[2] == key]
+        hint = f", did you mean {owners[0]!r}?" if owners else hint
+    return hint or "; `fastvim schema --keys` lists the valid ones"
+
+
+def json_schema() -> dict:
+    """A JSON Schema of experiment files for editors: fields, and dotted and nested names."""
+    schema = ExperimentFile.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    keys: dict[str, dict] = {}
+    sections = {}
+    for section, kind in (("data", DataConfig), ("model", ModelConfig), ("training", Recipe)):
+        part = kind.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(part.pop("$defs", {}))
+        properties = dict(part["properties"])
+        if section == "model":
+            properties = {"name": {"type": "string", "title": "Preset or timm/<name>"}} | properties
+        sections[section] = {
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": False,
+        }
+        keys |= {f"{section}.{key}": value for key, value in properties.items()}
+    keys["task"] = {"const": "classification"}
+    settings = {"type": "object", "properties": {**sections, **keys}, "additionalProperties": False}
+    definitions["settings"] = settings
+    definitions["profile"] = {
+        **settings,
+        "properties": {**settings["properties"], "seeds": schema["properties"]["seeds"]},
+    }
+    optional = {"anyOf": [{"$ref": "#/$defs/settings"}, {"type": "null"}]}
+    profile = {"anyOf": [{"$ref": "#/$defs/profile"}, {"type": "null"}]}
+    schema["properties"]["base"] = {"$ref": "#/$defs/settings"}
+    schema["properties"]["variants"] = {"type": "object", "additionalProperties": optional}
+    schema["properties"]["profiles"] = {"type": "object", "additionalProperties": profile}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "fastvim experiment"
+    return schema

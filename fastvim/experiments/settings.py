@@ -1,0 +1,236 @@
+"""Values by dotted name, each with where it came from, and their way into a `RunConfig`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fastvim.data.config import DataConfig
+from fastvim.errors import UserError, nearest
+from fastvim.experiments.documents import Document, parse_value, shorten
+from fastvim.experiments.schema import (
+    TIMM_PREFIX,
+    RunConfig,
+    TimmConfig,
+    known_keys,
+    unknown_key,
+)
+from fastvim.models.config import ModelConfig
+from fastvim.models.presets import PRESETS
+from fastvim.training.recipe import Recipe
+
+SECTIONS = ("data", "model", "training")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value, the layer that set it (`base`, `profile quick`, ...) and its place."""
+
+    value: Any
+    layer: str
+    place: str
+    rank: int = 0
+
+
+Layer = dict[str, Setting]
+
+
+def read_layer(document: Document, path: tuple, layer: str, rank: int, ignore=()) -> Layer:
+    """The mapping at `path` of a document as a layer: nested mappings become dotted names."""
+    value: Any = document.value
+    for part in path:
+        value = value[part]
+    result: Layer = {}
+
+    def walk(node: Mapping, here: tuple, prefix: str) -> None:
+        for key, child in node.items():
+            name = f"{prefix}{key}"
+            place = str(document.mark((*here, key)))
+            if not prefix and key in ignore:
+                continue
+            if isinstance(child, Mapping) and name in SECTIONS:
+                walk(child, (*here, key), f"{name}.")
+                continue
+            if name in SECTIONS:
+                raise UserError(f"{place}: {name} is a section: give it a mapping of its keys")
+            if name not in known_keys():
+                raise UserError(f"{place}: unknown key {shorten(name)}{unknown_key(name)}")
+            if name in result:
+                raise UserError(f"{place}: {name} is set twice (first at {result[name].place})")
+            result[name] = Setting(child, layer, place, rank)
+
+    walk(value, path, "")
+    return result
+
+
+def split_assignment(text: str, option: str) -> tuple[str, str, str]:
+    """`key=value` as key, text of the value, and what to call the place in errors."""
+    key, equals, value = text.partition("=")
+    key, place = key.strip(), f"{option} {shorten(text)[1:-1]}"
+    if not equals:
+        raise UserError(f"{place}: expected key=value")
+    if key not in known_keys():
+        raise UserError(f"{place}: unknown key {shorten(key)}{unknown_key(key)}")
+    return key, value, place
+
+
+def parse_assignment(text: str, option: str, rank: int) -> tuple[str, Setting]:
+    """`key=value` of a `--set`, the value read as YAML."""
+    key, value, place = split_assignment(text, option)
+    return key, Setting(parse_value(value, place), option, place, rank)
+
+
+def resolve(settings: Layer) -> tuple[RunConfig, dict[str, Setting]]:
+    """The run that `settings` describe, and the origin of each of its values by dotted name.
+
+    Values that nobody set are the model preset's or the default of their section; image size,
+    channels and classes of the model follow the data. Raises UserError that names the place of
+    the value at fault.
+    """
+    sections = {name: _section(settings, name) for name in SECTIONS}
+    task = settings.get("task")
+    if task is not None and task.value != "classification":
+        raise UserError(
+            f"{task.place}: task = {shorten(task.value)}: the only task is 'classification'"
+        )
+    _share_image_size(sections)
+    data = _validated(DataConfig, "data", sections["data"])
+    name, model = _model(sections["model"], data)
+    training = _validated(Recipe, "training", sections["training"])
+    run = RunConfig(data=data, model_name=name, model=model, training=training)
+    return run, {key: _origin(key, settings, sections, name) for key in run.flat()}
+
+
+def _section(settings: Layer, section: str) -> Layer:
+    prefix = f"{section}."
+    return {key.removeprefix(prefix): s for key, s in settings.items() if key.startswith(prefix)}
+
+
+def _share_image_size(sections: dict[str, Layer]) -> None:
+    """Images are as large as the model takes them: either section may say so."""
+    data, model = sections["data"].get("image_size"), sections["model"].get("image_size")
+    if data and not model:
+        sections["model"]["image_size"] = data
+    elif model and not data:
+        sections["data"]["image_size"] = model
+    elif data and model and _pair(data.value) != _pair(model.value):
+        later, other = (model, data) if model.rank >= data.rank else (data, model)
+        raise UserError(
+            f"{later.place}: model.image_size = {shorten(model.value)} and data.image_size = "
+            f"{shorten(data.value)} differ ({other.place}); set one of them"
+        )
+
+
+def _pair(size: object) -> object:
+    return [size, size] if isinstance(size, int) else size
+
+
+def _model(section: Layer, data: DataConfig) -> tuple[str, ModelConfig | TimmConfig]:
+    chosen = section.pop("name", None)
+    if chosen is None:
+        raise UserError("the base sets no model.name: name a preset, such as fastvim_nano")
+    name = chosen.value
+    follow = {"image_size": data.image_size, "in_channels": data.channels}
+    classes = _classes(data)
+    if classes is not None:
+        follow["num_classes"] = classes
+    defaults = {key: Setting(value, "data set", data.name) for key, value in follow.items()}
+    for key, setting in defaults.items():
+        section.setdefault(key, setting)
+    if isinstance(name, str) and name.startswith(TIMM_PREFIX):
+        ours = [key for key in list(section) if key not in TimmConfig.model_fields]
+        for key in ours:
+            # What a lower layer said of our models does not concern timm's.
+            if section[key].rank >= chosen.rank:
+                raise UserError(f"{section[key].place}: model.{key} does not apply to {name}")
+            del section[key]
+        return name, _validated(TimmConfig, "model", section)
+    if name not in PRESETS:
+        raise UserError(
+            f"{chosen.place}: no model named {shorten(name)}{nearest(str(name), PRESETS)}; "
+            f"there are {', '.join(PRESETS)} and timm/<name>"
+        )
+    return name, _validated(ModelConfig, "model", section, PRESETS[name])
+
+
+def _classes(data: DataConfig) -> int | None:
+    """Classes of the data set; None for a folder that is not there yet."""
+    if data.facts.num_classes is not None:
+        return data.facts.num_classes
+    try:
+        entries = (Path(data.root).expanduser() / "train").iterdir()
+        return sum(entry.is_dir() for entry in entries) or None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _validated(kind: type[BaseModel], name: str, section: Layer, defaults: Mapping | None = None):
+    """A section's config object; UserError at the place of the value that does not fit."""
+    values = {**(defaults or {}), **{key: setting.value for key, setting in section.items()}}
+    for key, setting in section.items():
+        # Validators that run before pydantic's types expect neither a mapping nor a list here.
+        named = key != "name" or isinstance(setting.value, str)
+        if isinstance(setting.value, dict) or not named:
+            wanted = "a value, not a mapping" if named else "a name"
+            raise UserError(
+                f"{setting.place}: {name}.{key} = {shorten(setting.value)}: expected {wanted}"
+            )
+    try:
+        config = kind(**values)
+    except ValidationError as error:
+        raise UserError(_explain(error, name, section)) from None
+    dumped = config.model_dump(mode="json")
+    for key, setting in section.items():
+        wanted = _misread(setting.value, dumped[key])
+        if wanted:
+            value = shorten(setting.value)
+            raise UserError(f"{setting.place}: {name}.{key} = {value}: expected {wanted}")
+    return config
+
+
+def _misread(given: object, read: object) -> str | None:
+    """What was expected where pydantic read text as a number, a number as a truth value, ..."""
+    if isinstance(given, (list, tuple)) and isinstance(read, (list, tuple)):
+        pairs = zip(given, read, strict=False)
+        return next((wanted for pair in pairs if (wanted := _misread(*pair))), None)
+    if isinstance(read, bool):
+        return None if isinstance(given, bool) else "true or false"
+    if isinstance(read, (int, float)):
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        return None if number else "a number"
+    return None
+
+
+def _explain(error: ValidationError, name: str, section: Layer) -> str:
+    first = error.errors(include_url=False)[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    key = str(first["loc"][0]) if first["loc"] else None
+    if key is None:
+        # A check over several fields: the message begins with the field at fault, and the
+        # value set last among those it names is the one to look at.
+        named = [field for field in section if field in reason.replace(":", " ").split()]
+        lead = reason.partition(":")[0]
+        if lead in section:
+            reason = reason.partition(":")[2].strip()
+            key = lead
+        elif named:
+            key = max(named, key=lambda field: section[field].rank)
+    if key is None or key not in section:
+        return f"{name}: {reason}"
+    setting = section[key]
+    return f"{setting.place}: {name}.{key} = {shorten(setting.value)}: {reason[:400]}"
+
+
+def _origin(key: str, settings: Layer, sections: dict[str, Layer], model: str) -> Setting:
+    section, _, field = key.rpartition(".")
+    if key in settings:
+        return settings[key]
+    if field == "image_size" and field in sections[section]:
+        return sections[section][field]
+    if section == "model" and field in sections["model"]:
+        return sections["model"][field]
+    if section == "model" and field in PRESETS.get(model, {}):
+        return Setting(PRESETS[model][field], f"preset {model}", "")
+    return Setting(None, "default", "")

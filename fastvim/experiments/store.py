@@ -1,0 +1,280 @@
+"""Run directories: found by identity, locked while in use, believed only when whole.
+
+A run lives in `<output>/runs/<variant>-seed<k>-<identity's first 8 digits>/`. Its `config.json`
+says what it is and its `result.json`, written last, what came out.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastvim.errors import UserError
+from fastvim.experiments.schema import RunConfig
+from fastvim.files import write_atomic
+
+FORMAT = 1
+FINAL = ("done", "diverged")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a plan, or of a directory that was read."""
+
+    variant: str
+    seed: int
+    config: RunConfig
+    identity: str
+
+    @property
+    def name(self) -> str:
+        """`<variant>-seed<k>`, as people call it."""
+        return f"{self.variant}-seed{self.seed}"
+
+    @property
+    def directory_name(self) -> str:
+        """Its folder's name under `runs/`."""
+        return f"{self.name}-{self.identity[:8]}"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run directory as read. `state`: done, diverged, failed, started (has begun, no result)."""
+
+    directory: Path
+    run: Run
+    state: str
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class BrokenRun(UserError):
+    """A run directory that is corrupt or that a newer version wrote; it is never counted."""
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Read a run directory; BrokenRun, with the reason, when it cannot be believed."""
+    config = _read_json(directory / "config.json")
+    if config is None:
+        raise BrokenRun(f"{directory}: not a run: it has no config.json")
+    _check_format(directory / "config.json", config)
+    try:
+        values = {key: config[key] for key in ("task", "data", "model", "training")}
+        run = Run(
+            str(config["variant"]),
+            int(config["seed"]),
+            RunConfig.from_nested(values),
+            str(config["hash"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BrokenRun(f"{directory / 'config.json'}: not a run's settings: {reason}") from None
+    result = _read_json(directory / "result.json")
+    if result is None:
+        return RunRecord(directory, run, "started")
+    _check_format(directory / "result.json", result)
+    state = result.get("status")
+    if state not in (*FINAL, "failed"):
+        raise BrokenRun(f"{directory / 'result.json'}: unknown status {state!r}")
+    if state == "done":
+        _check_numbers(directory / "result.json", result)
+    return RunRecord(directory, run, state, result)
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenRun(f"{path}: corrupt: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise BrokenRun(f"{path}: corrupt: not a JSON object")
+    return content
+
+
+def _check_format(path: Path, content: dict) -> None:
+    version = content.get("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
+        raise BrokenRun(f"{path}: written by a newer fastvim (format {version}, this is {FORMAT})")
+
+
+def _check_numbers(path: Path, result: dict) -> None:
+    for part in ("metrics", "cost"):
+        values = result.get(part)
+        if not isinstance(values, dict):
+            raise BrokenRun(f"{path}: corrupt: no {part}")
+    for name, value in result["metrics"].items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise BrokenRun(f"{path}: corrupt: {name} = {value!r} is not a number")
+    if "top1" not in result["metrics"]:
+        raise BrokenRun(f"{path}: corrupt: no top1")
+
+
+class Store:
+    """The runs under an output folder."""
+
+    def __init__(self, output: Path):
+        self.output = Path(output)
+        self.runs = self.output / "runs"
+
+    def lookup(self, run: Run) -> tuple[RunRecord | None, list[str]]:
+        """The directory that holds this run, and what is wrong with those that only look so."""
+        problems: list[str] = []
+        for directory in self._candidates(run, self.runs):
+            if not (directory / "config.json").exists() and not _has_files(directory):
+                continue
+            try:
+                record = read_run(directory)
+            except BrokenRun as error:
+                problems.append(str(error))
+                continue
+            if record.run.identity == run.identity:
+                return record, problems
+        return None, problems
+
+    def _candidates(self, run: Run, folder: Path) -> list[Path]:
+        digits = run.identity[:8]
+        found = [*folder.glob(f"*-{digits}"), *folder.glob(f"*-{digits}-[0-9]*")]
+        return sorted(path for path in found if path.is_dir())
+
+    def state(self, run: Run) -> str:
+        """done, diverged, failed, running (someone holds it), interrupted, or new."""
+        record, _ = self.lookup(run)
+        if record is not None and record.state in FINAL:
+            return record.state
+        if self.is_locked(run):
+            return "running"
+        if record is None:
+            return "new"
+        return "interrupted" if record.state == "started" else record.state
+
+    def open(self, run: Run) -> Path:
+        """The directory to train `run` in, with its config.json; call with the lock held."""
+        record, _ = self.lookup(run)
+        if record is not None:
+            return record.directory
+        directory = self.runs / run.directory_name
+        for number in range(2, 1000):
+            if not _has_files(directory):
+                break
+            # A broken directory is left as it is, for its owner to look at.
+            directory = self.runs / f"{run.directory_name}-{number}"
+        content = {
+            "format": FORMAT,
+            "variant": run.variant,
+            "seed": run.seed,
+            "hash": run.identity,
+            **run.config.nested(),
+        }
+        write_atomic(directory / "config.json", json.dumps(content, indent=2) + "\n")
+        return directory
+
+    def adopt(self, run: Run) -> RunRecord | None:
+        """Take over a finished run of a sibling output folder, by hard links where they work.
+
+        Finished files are replaced, never changed, so links are safe to share.
+        """
+        for folder in self.siblings():
+            for directory in self._candidates(run, folder):
+                try:
+                    record = read_run(directory)
+                except BrokenRun:
+                    continue
+                if record.run.identity == run.identity and record.state in FINAL:
+                    return self._copy(run, record)
+        return None
+
+    def _copy(self, run: Run, record: RunRecord) -> RunRecord | None:
+        target = self.runs / run.directory_name
+        if target.exists():
+            return None
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=self.runs, prefix=".adopt-"))
+            try:
+                shutil.copytree(record.directory, scratch / "run", copy_function=_link_or_copy)
+                (scratch / "run").rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        except (OSError, shutil.Error) as error:
+            raise UserError(f"cannot write {target}: {error}") from error
+        return read_run(target)
+
+    def siblings(self) -> list[Path]:
+        """The `runs` folders of the output folders beside this one."""
+        output = self.output.resolve()
+        folders = sorted(output.parent.glob("*/runs"))
+        return [folder for folder in folders if folder.parent != output]
+
+    @contextlib.contextmanager
+    def lock(self, run: Run) -> Iterator[bool]:
+        """Try to hold `run`; yields whether it worked. The kernel lets go when the owner dies."""
+        path = self._lock_path(run)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                raise UserError(f"cannot lock {path}: {error.strerror or error}") from error
+            # Someone may have deleted the file between opening and locking it.
+            held = path.exists() and os.fstat(handle).st_ino == path.stat().st_ino
+            yield held
+        finally:
+            os.close(handle)
+
+    def is_locked(self, run: Run) -> bool:
+        """Whether a living process holds `run`. Creates nothing."""
+        try:
+            handle = os.open(self._lock_path(run), os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return False
+
+    def _lock_path(self, run: Run) -> Path:
+        return self.runs / ".locks" / f"{run.identity[:32]}.lock"
+
+    def all_runs(self) -> tuple[list[RunRecord], list[str]]:
+        """Every run directory, and what is wrong with those that cannot be read."""
+        records, problems = [], []
+        for directory in sorted(self.runs.glob("*")):
+            if not directory.is_dir() or directory.name.startswith("."):
+                continue
+            try:
+                records.append(read_run(directory))
+            except BrokenRun as error:
+                problems.append(str(error))
+        return records, problems
+
+
+def _has_files(directory: Path) -> bool:
+    return directory.is_dir() and any(not f.name.startswith(".") for f in directory.iterdir())
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,94 @@
+"""A runner in a process of its own: `python -m fastvim.experiments.worker`, for `--jobs`.
+
+Takes a JSON description of the work on standard input and writes what happens, a JSON object a
+line, to standard output. Stops like a runner when its parent is gone.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from fastvim.errors import UserError
+from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+from fastvim.experiments.schema import RunConfig
+from fastvim.experiments.store import Run, Store
+
+SECONDS_BETWEEN_STEPS = 0.2
+INTERRUPTED = 130
+
+
+def describe_work(output: Path, runs: list[Run], failed_before: dict[str, int]) -> str:
+    """What `main` reads."""
+    described = [
+        {
+            "variant": run.variant,
+            "seed": run.seed,
+            "identity": run.identity,
+            "config": run.config.nested(),
+        }
+        for run in runs
+    ]
+    return json.dumps({"output": str(output), "runs": described, "failed_before": failed_before})
+
+
+def main() -> int:
+    """Carry out the work on standard input; 0, 130 when stopped, 2 for a user's error."""
+    # Whatever a library prints must not get between the events.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    work = json.load(sys.stdin)
+    runs = [
+        Run(item["variant"], item["seed"], RunConfig.from_nested(item["config"]), item["identity"])
+        for item in work["runs"]
+    ]
+    parent = os.getppid()
+    stop = StopRequest()
+    try:
+        with stop.listening(lambda: None):
+            carry_out(
+                runs,
+                Store(Path(work["output"])),
+                _Teller(events, runs),
+                lambda: stop() or os.getppid() != parent,
+                work["failed_before"],
+            )
+    except (Stopped, KeyboardInterrupt, BrokenPipeError):
+        return INTERRUPTED
+    except UserError as error:
+        _write(events, {"event": "fatal", "message": str(error)})
+        return 2
+    return 0
+
+
+class _Teller:
+    """Writes events with the number of their run, steps only now and then."""
+
+    def __init__(self, stream: TextIO, runs: list[Run]):
+        self._stream = stream
+        self._number = {run.identity: number for number, run in enumerate(runs)}
+        self._last_step = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("waiting", "end"):
+            # The parent looks at the directories itself when an end is told.
+            event = {key: event[key] for key in ("event", "run") if key in event}
+        if event["event"] == "step":
+            now = time.monotonic()
+            if now - self._last_step < SECONDS_BETWEEN_STEPS:
+                return
+            self._last_step = now
+        if "run" in event:
+            event = {**event, "run": self._number[event["run"].identity]}
+        _write(self._stream, event)
+
+
+def _write(stream: TextIO, event: dict[str, Any]) -> None:
+    stream.write(json.dumps(event, default=str) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

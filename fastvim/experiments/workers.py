@@ -1,0 +1,181 @@
+"""`--jobs N`: several runners side by side, the cores shared out among them."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from fastvim.errors import UserError
+from fastvim.experiments.runner import (
+    Listener,
+    Outcome,
+    Stopped,
+    carry_out,
+    failures,
+    record_failure,
+)
+from fastvim.experiments.store import FINAL, Run, Store
+from fastvim.experiments.worker import INTERRUPTED, describe_work
+
+POLL_SECONDS = 0.2
+LAST_LINES = 8
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen
+    errors: IO[str]
+    # The run it is on, to know what died with it.
+    current: Run | None = None
+    fatal: str | None = None
+    ended: bool = field(default=False)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def carry_out_with_jobs(
+    runs: Sequence[Run],
+    store: Store,
+    listen: Listener,
+    should_stop: Callable[[], bool],
+    jobs: int,
+) -> list[Outcome]:
+    """As `carry_out`, by `jobs` processes. A process that dies takes only its run with it."""
+    failed_before = failures(store, runs)
+    reused = {run.identity for run in runs if store.state(run) in FINAL}
+    unique = list({run.identity: run for run in runs}.values())
+    open_runs = [run for run in unique if run.identity not in reused]
+    pool = _Pool(store, open_runs, listen, failed_before)
+    if open_runs:
+        pool.run(min(jobs, len(open_runs)), should_stop)
+    # Every run has an outcome now; this reads them.
+    finished = carry_out(runs, store, lambda event: None, should_stop, failed_before)
+    return [
+        Outcome(o.run, o.state, o.run.identity in reused, o.directory, o.message) for o in finished
+    ]
+
+
+class _Pool:
+    def __init__(self, store: Store, runs: list[Run], listen: Listener, failed: dict[str, int]):
+        self.store, self.runs, self.listen, self.failed_before = store, runs, listen, failed
+        self.told: set[str] = set()
+        self.events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+
+    def run(self, jobs: int, should_stop: Callable[[], bool]) -> None:
+        threads = max(1, cores() // jobs)
+        workers = [self._start(threads) for _ in range(jobs)]
+        asked = False
+        try:
+            while not all(worker.ended for worker in workers):
+                if should_stop() and not asked:
+                    asked = True
+                    for worker in workers:
+                        _signal(worker, signal.SIGINT)
+                try:
+                    worker, event = self.events.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if event is not None:
+                    self._handle(worker, event)
+                    continue
+                worker.ended = True
+                code = worker.process.wait()
+                if worker.fatal is not None:
+                    raise UserError(worker.fatal)
+                if code not in (0, INTERRUPTED):
+                    self._died(worker, code)
+                    if not asked:
+                        workers.append(self._start(threads))
+        finally:
+            for worker in workers:
+                _signal(worker, signal.SIGKILL)
+                worker.process.wait()
+                worker.errors.close()
+        if asked:
+            raise Stopped
+
+    def _start(self, threads: int) -> _Worker:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
+        errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by run)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastvim.experiments.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+            # Ctrl-C reaches the parent, which passes it on once.
+            start_new_session=True,
+        )
+        worker = _Worker(process, errors)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(describe_work(self.store.output, self.runs, self.failed_before))
+            process.stdin.close()
+        threading.Thread(target=self._read, args=(worker,), daemon=True).start()
+        return worker
+
+    def _read(self, worker: _Worker) -> None:
+        for line in worker.process.stdout:
+            self.events.put((worker, json.loads(line)))
+        self.events.put((worker, None))
+
+    def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
+        if "run" in event:
+            event["run"] = self.runs[event["run"]]
+        kind = event["event"]
+        if kind == "fatal":
+            worker.fatal = event["message"]
+        elif kind == "begin":
+            worker.current = event["run"]
+            self.listen(event)
+        elif kind == "end":
+            worker.current = None
+            self._tell_end(event["run"])
+        elif kind != "waiting":
+            self.listen(event)
+
+    def _tell_end(self, run: Run) -> None:
+        """Tell the end of a run once, though every worker comes upon it."""
+        if run.identity in self.told:
+            return
+        self.told.add(run.identity)
+        record, _ = self.store.lookup(run)
+        if record is not None:
+            message = str(record.result.get("error", ""))
+            outcome = Outcome(run, record.state, False, record.directory, message)
+            self.listen({"event": "end", "run": run, "outcome": outcome})
+
+    def _died(self, worker: _Worker, code: int) -> None:
+        worker.errors.seek(0)
+        last = "".join(worker.errors.readlines()[-LAST_LINES:]).strip()
+        cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        if worker.current is None:
+            raise UserError(f"a worker process ended ({cause}): {last or 'no message'}")
+        with self.store.lock(worker.current) as held:
+            record, _ = self.store.lookup(worker.current)
+            if held and record is not None and record.state not in FINAL:
+                record_failure(record.directory, f"its process ended ({cause}). {last}".strip())
+        self._tell_end(worker.current)
+
+
+def _signal(worker: _Worker, number: int) -> None:
+    if worker.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            worker.process.send_signal(number)

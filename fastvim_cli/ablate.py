@@ -1,0 +1,137 @@
+"""`fastvim ablate`: train the variants and write the comparison."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from fastvim_cli.options import (
+    default_output,
+    experiment_argument,
+    output_option,
+    plan_options,
+    planned,
+    seeds_option,
+    variants_option,
+)
+
+
+@click.command("ablate")
+@experiment_argument
+@plan_options
+@seeds_option
+@variants_option
+@output_option
+@click.option("--jobs", "-j", type=click.IntRange(1, 64), default=1, help="Runs side by side.")
+@click.option("--dry-run", is_flag=True, help="Print every run with its state and time; no run.")
+def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs, dry_run):
+    """Train every variant with every seed, and compare them on the test set.
+
+    Runs that are already there are not trained again, and interrupted ones go on: the same
+    command continues after Ctrl-C, a crash or a reboot. Several processes may share one output
+    folder. Exit code 0 when all runs are done, 1 when any failed or diverged, 2 for bad input,
+    130 after Ctrl-C.
+
+    \b
+    Examples:
+      fastvim ablate pooling-alternation
+      fastvim ablate pooling-operator --profile smoke --seeds 3
+      fastvim ablate my.yaml --set training.lr=3e-4 --grid model.d_state=8,16 --dry-run
+    """
+    plan = planned(experiment, profile, sets, more, grid, seeds, variants)
+    from fastvim.experiments.plan import identified_runs
+    from fastvim.experiments.store import Store
+
+    store = Store(output or default_output(plan))
+    runs = identified_runs(plan)
+    if dry_run:
+        _print_plan(plan, runs, store)
+        return
+    sys.exit(_carry_out(plan, runs, store, jobs))
+
+
+def _print_plan(plan, runs, store) -> None:
+    from fastvim.experiments.estimate import estimate
+    from fastvim_cli.display import console, duration, table
+
+    rows = table("run", "state", ">time", "rests on", "folder")
+    estimates = estimate(runs, store)
+    counts: dict[str, int] = {}
+    for run in runs:
+        state = store.state(run)
+        counts[state] = counts.get(state, 0) + 1
+        guess = estimates.get(run.identity)
+        time = duration(guess.seconds) if guess else "-"
+        record, problems = store.lookup(run)
+        folder = record.directory.name if record else run.directory_name
+        rows.add_row(run.name, state, time, guess.basis if guess else "", folder)
+        for problem in problems:
+            click.echo(f"skipped: {problem}", err=True)
+    out = console()
+    out.print(f"{plan.experiment.name}, profile {plan.profile}, into {store.output}", markup=False)
+    out.print(rows)
+    known = [guess.seconds for guess in estimates.values() if guess.seconds is not None]
+    missing = len(estimates) - len(known)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    left = duration(sum(known)) if known else ("nothing" if not estimates else "unknown")
+    unknown = f" and {missing} of unknown time" if missing and known else ""
+    out.print(f"{len(runs)} runs: {summary}. To train, one after the other: {left}{unknown}.")
+
+
+def _carry_out(plan, runs, store, jobs: int) -> int:
+    from fastvim.reports.tables import gather, write_tables
+
+    from fastvim.experiments.record import write_plan
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+    from fastvim.experiments.store import FINAL
+    from fastvim.experiments.workers import carry_out_with_jobs
+    from fastvim_cli.display import RunProgress, console
+    from fastvim_cli.tables import print_results
+
+    this_command = shlex.join(["fastvim", *sys.argv[1:]])
+    write_plan(store.output, plan, runs, this_command)
+    reused = sum(store.state(run) in FINAL for run in runs)
+    stop = StopRequest()
+    with RunProgress(len(runs), reused) as progress:
+
+        def notify() -> None:
+            progress.say("Stopping after this step; Ctrl-C again stops at once, unsaved.")
+
+        try:
+            with stop.listening(notify):
+                if jobs > 1:
+                    outcomes = carry_out_with_jobs(runs, store, progress, stop, jobs)
+                else:
+                    outcomes = carry_out(runs, store, progress, stop)
+        except Stopped:
+            progress.say(f"Stopped; everything is saved. To go on: {this_command}")
+            return 128 + (stop.signal or 2)
+    results = gather(store.output)
+    write_tables(store.output, results)
+    print_results(console(), results)
+    click.echo(f"\nWritten to {store.output}: table.md, table.csv, results.json")
+    return _report_failures(outcomes)
+
+
+def _report_failures(outcomes) -> int:
+    """Say which runs did not end well; the exit code."""
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            click.echo(f"\n{outcome.run.name} failed: {outcome.message}", err=True)
+            log = outcome.directory / "log.txt"
+            for line in _last_lines(log):
+                click.echo(f"    {line}", err=True)
+            click.echo(f"  its log: {log}", err=True)
+        elif outcome.state == "diverged":
+            click.echo(
+                f"{outcome.run.name} diverged: its loss was no number; see {outcome.directory}",
+                err=True,
+            )
+    return int(any(outcome.state != "done" for outcome in outcomes))
+
+
+def _last_lines(log: Path, count: int = 5) -> list[str]:
+    if not log.exists():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]

@@ -1,0 +1,126 @@
+"""How commands print: tables, durations, progress."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+# A pipe has no width; tables then are as wide as they need.
+PIPE_WIDTH = 200
+
+
+def console(stderr: bool = False) -> Console:
+    """The terminal, or a pipe that is not wrapped at 80 columns."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; columns whose name begins with `>` are aligned to the right."""
+    result = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        justify = "right" if column.startswith(">") else "left"
+        result.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
+    return result
+
+
+def duration(seconds: float | None) -> str:
+    """`12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds is None:
+        return "unknown"
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+class RunProgress:
+    """Shows what runners tell: a bar with the time left on a terminal, else a line a run."""
+
+    def __init__(self, total: int, reused: int):
+        self._console = console(stderr=True)
+        self._total = total
+        self._finished = 0
+        # Runs of this session; those that were there before say nothing about the time left.
+        self._trained = 0
+        self._shares: dict[str, float] = {}
+        self._waited = False
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[finished]}"),
+                TextColumn("{task.fields[doing]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+                # Steps differ in length: evaluations, the first one of a run.
+                speed_estimate_period=600,
+            )
+            self._plan = self._bar.add_task(
+                "runs", total=max(1, total - reused), doing="", finished=f"0/{total}"
+            )
+
+    def __enter__(self) -> "RunProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(message, markup=False)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "step":
+            self._step(event)
+        elif kind == "end":
+            self._end(event["run"], event["outcome"])
+        elif kind == "note":
+            self.say(f"{event['run'].name}: {event['message']}")
+        elif kind == "problem":
+            self.say(event["message"])
+        elif kind == "waiting" and not self._waited:
+            self._waited = True
+            names = ", ".join(run.name for run in event["runs"])
+            self.say(f"waiting for another process that is training {names}")
+
+    def _step(self, event: dict[str, Any]) -> None:
+        run = event["run"]
+        self._shares[run.identity] = event["step"] / max(1, event["steps"])
+        self._update(f"{run.name}  step {event['step']}/{event['steps']}  loss {event['loss']:.3f}")
+
+    def _end(self, run: Any, outcome: Any) -> None:
+        self._shares.pop(run.identity, None)
+        self._finished += 1
+        self._trained += not outcome.reused
+        again = " (already there)" if outcome.reused else ""
+        detail = f": {outcome.message.splitlines()[0]}" if outcome.message else ""
+        self.say(f"[{self._finished}/{self._total}] {run.name} {outcome.state}{again}{detail}")
+        self._update("")
+
+    def _update(self, doing: str) -> None:
+        if self._bar is not None:
+            done = self._trained + sum(self._shares.values())
+            finished = f"{self._finished}/{self._total}"
+            self._bar.update(self._plan, completed=done, doing=doing, finished=finished)

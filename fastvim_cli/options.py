@@ -1,0 +1,125 @@
+"""Arguments and options that several commands share, with their shell completion."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+
+def complete_experiment(ctx, param, incomplete: str) -> list[CompletionItem]:
+    """Names of shipped ablations, or files."""
+    from fastvim.experiments.experiment import shipped
+
+    names = [CompletionItem(name) for name in shipped() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def complete_variants(ctx, param, incomplete: str) -> list[CompletionItem]:
+    """Names of variants; for a list, of the last one."""
+    before, comma, last = incomplete.rpartition(",")
+    names = _experiment_part(ctx, "variants")
+    return [CompletionItem(before + comma + name) for name in names if name.startswith(last)]
+
+
+def complete_profile(ctx, param, incomplete: str) -> list[CompletionItem]:
+    """Names of profiles."""
+    names = _experiment_part(ctx, "profiles")
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_key(ctx, param, incomplete: str) -> list[CompletionItem]:
+    """Dotted names of a run's values."""
+    from fastvim.experiments.schema import known_keys
+
+    return [CompletionItem(f"{key}=") for key in known_keys() if key.startswith(incomplete)]
+
+
+def _experiment_part(ctx: click.Context, part: str) -> list[str]:
+    from fastvim.errors import UserError
+    from fastvim.experiments.experiment import load
+
+    try:
+        return list(getattr(load(ctx.params.get("experiment") or ""), part))
+    except UserError:
+        return []
+
+
+def experiment_argument(command: Callable) -> Callable:
+    """NAME_OR_FILE, and further key=value pairs, which mean the same as --set."""
+    command = click.argument("more", nargs=-1, metavar="[KEY=VALUE]...")(command)
+    return click.argument("experiment", metavar="NAME_OR_FILE", shell_complete=complete_experiment)(
+        command
+    )
+
+
+def plan_options(command: Callable) -> Callable:
+    """--profile, --set and --grid."""
+    for decorate in (
+        click.option(
+            "--grid",
+            multiple=True,
+            metavar="KEY=A,B,C",
+            shell_complete=complete_key,
+            help="Try each value: a further variant of every variant. May be repeated.",
+        ),
+        click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="KEY=VALUE",
+            shell_complete=complete_key,
+            help="Change a value of every variant, by dotted name. May be repeated.",
+        ),
+        click.option(
+            "--profile",
+            metavar="NAME",
+            shell_complete=complete_profile,
+            help="Where and how long: smoke, quick, standard, paper, or one of the file's.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+seeds_option = click.option(
+    "--seeds", metavar="N", help="How many seeds (3 means 0, 1, 2), or which: 0,3,5."
+)
+variants_option = click.option(
+    "--variants",
+    metavar="A,B",
+    shell_complete=complete_variants,
+    help="Only these variants.",
+)
+output_option = click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Output folder.  [default: results/EXPERIMENT-PROFILE]",
+)
+
+
+def planned(
+    experiment: str,
+    profile: str | None,
+    sets: tuple[str, ...],
+    more: tuple[str, ...],
+    grid: tuple[str, ...] = (),
+    seeds: str | None = None,
+    variants: str | None = None,
+):
+    """The plan that the options describe."""
+    from fastvim.errors import UserError
+    from fastvim.experiments.experiment import load
+    from fastvim.experiments.plan import make_plan
+
+    for text in more:
+        if "=" not in text:
+            raise UserError(f"unexpected argument {text!r}: expected KEY=VALUE")
+    return make_plan(load(experiment), profile, seeds, variants, (*sets, *more), grid)
+
+
+def default_output(plan) -> Path:
+    """`results/<experiment>-<profile>` in the current folder."""
+    return Path("results") / f"{plan.experiment.name}-{plan.profile}"

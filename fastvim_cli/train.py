@@ -1,0 +1,69 @@
+"""`fastvim train`: one run alone."""
+
+import shlex
+import sys
+
+import click
+
+from fastvim_cli.options import (
+    complete_variants,
+    default_output,
+    experiment_argument,
+    output_option,
+    plan_options,
+    planned,
+)
+
+
+@click.command("train")
+@experiment_argument
+@plan_options
+@click.option(
+    "--variant",
+    metavar="NAME",
+    shell_complete=complete_variants,
+    help="The variant to train.  [default: the only one]",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@output_option
+def command(experiment, more, profile, sets, grid, variant, seed, output):
+    """Train one variant with one seed, in a run directory that `ablate` would use too.
+
+    \b
+    Examples:
+      fastvim train pooling-alternation --variant alternating
+      fastvim train my.yaml --variant small --seed 3 --set training.epochs=20
+    """
+    plan = planned(experiment, profile, sets, more, grid, seeds=f"{seed},")
+    from fastvim.errors import UserError
+    from fastvim.experiments.plan import identified_runs
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+    from fastvim.experiments.store import FINAL, Store
+    from fastvim_cli.display import RunProgress
+
+    if variant is None and len(plan.variants) > 1:
+        names = ", ".join(each.name for each in plan.variants)
+        raise UserError(f"name a variant of {plan.experiment.name} with --variant: {names}")
+    chosen = plan.variant(variant) if variant else plan.variants[0]
+    run = next(run for run in identified_runs(plan) if run.variant == chosen.name)
+    store = Store(output or default_output(plan))
+    stop = StopRequest()
+    with RunProgress(1, int(store.state(run) in FINAL)) as progress:
+
+        def notify() -> None:
+            progress.say("Stopping after this step; Ctrl-C again stops at once, unsaved.")
+
+        try:
+            with stop.listening(notify):
+                (outcome,) = carry_out([run], store, progress, stop)
+        except Stopped:
+            again = shlex.join(["fastvim", *sys.argv[1:]])
+            progress.say(f"Stopped; everything is saved. To go on: {again}")
+            sys.exit(128 + (stop.signal or 2))
+    record, _ = store.lookup(run)
+    click.echo(f"{run.name} {outcome.state}, in {outcome.directory}")
+    if outcome.message:
+        click.echo(f"{outcome.message}\n  its log: {outcome.directory / 'log.txt'}", err=True)
+    for name, value in (record.result.get("metrics") or {}).items():
+        click.echo(f"  {name:<10} {value:.4g}")
+    sys.exit(0 if outcome.state == "done" else 1)
