@@ -1,0 +1,193 @@
+"""The resolution study as a table, CSV, JSON and plots, with the paper's claims beside it."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastvim.files import write_atomic
+from fastvim.profiling.stages import MATRIX_STAGES, UNFUSED_STAGES
+from fastvim.profiling.study import Measurement
+
+COLUMNS = ("model", "pixels", "batch", "tokens", "steps", "GFLOPs", "forward img/s", "train img/s")
+COLUMNS += ("forward MB", "train MB", "scan ms", "scan growth", "problem")
+
+
+def rows(measurements: Sequence[Measurement]) -> list[list[str]]:
+    """Cells of the table, a row a model and size; a range is the quartiles over repeats."""
+    first = {m.model: m.scan_seconds for m in reversed(measurements) if m.scan_seconds}
+    table = []
+    for m in measurements:
+        scan = growth = ""
+        if m.scan_seconds:
+            scan = f"{m.scan_seconds * 1e3:.3g}"
+            growth = f"{m.scan_seconds / first[m.model] * first_batch(measurements, m):.3g}x"
+        rates = [_rate(m, mode) for mode in ("forward", "training")]
+        memory = [_number(m.peak_memory_mb.get(mode), ".0f") for mode in ("forward", "training")]
+        counts = [str(m.tokens or ""), str(m.steps or ""), _number(m.gflops, ".3g")]
+        place = [m.model, str(m.resolution), str(m.batch)]
+        table.append([*place, *counts, *rates, *memory, scan, growth, m.problem or ""])
+    return table
+
+
+def first_batch(measurements: Sequence[Measurement], row: Measurement) -> float:
+    """How many times smaller the batch of `row` is than at its model's first size.
+
+    A scan's growth is for an image, whatever the batch was.
+    """
+    first = next(m for m in measurements if m.model == row.model and m.scan_seconds)
+    return first.batch / row.batch
+
+
+def _rate(m: Measurement, mode: str) -> str:
+    timing = m.seconds.get(mode)
+    if timing is None:
+        return ""
+    middle, low, high = (m.batch / t for t in (timing.median, timing.upper, timing.lower))
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def shares(m: Measurement) -> dict[str, float]:
+    """Each stage's share of an unfused block's forward time, and `fused`, the fused whole's."""
+    parts = {s: m.stages[s].median for s in (*MATRIX_STAGES, *UNFUSED_STAGES) if s in m.stages}
+    whole = sum(parts.values())
+    return {name: value / whole for name, value in parts.items()} | {
+        "fused": m.stages["fused"].median / whole
+    }
+
+
+def claims(
+    measurements: Sequence[Measurement], pooled: str, unpooled: str, plain: str
+) -> list[dict[str, str]]:
+    """The paper's figures of cost beside ours: `claim`, `published`, `ours`, `where`.
+
+    `pooled`, `unpooled` and `plain` name the FastVim, the Vim and the FastVim without the
+    post-SSM norm among the measured models. The published figures are of a GPU.
+    """
+    at = {(m.model, m.resolution): m for m in measurements}
+    sizes = sorted({m.resolution for m in measurements})
+    found = []
+
+    def add(claim: str, published: str, ours: str, where: str) -> None:
+        found.append({"claim": claim, "published": published, "ours": ours, "where": where})
+
+    for size in sizes:
+        fast, vim, bare = (at.get((name, size)) for name in (pooled, unpooled, plain))
+        if fast and vim and fast.gflops and vim.gflops:
+            fewer = 1 - fast.gflops / vim.gflops
+            add("FLOPs fewer than Vim", "about 35 %", f"{fewer:.1%}", f"{size} pixels")
+        for mode in ("forward", "training"):
+            if fast and vim and mode in fast.seconds and mode in vim.seconds:
+                gain = fast.images_per_second(mode) / vim.images_per_second(mode) - 1
+                published = "72.5 % at 2048" if mode == "forward" else ""
+                add(f"faster than Vim, {mode}", published, f"{gain:+.1%}", f"{size} pixels")
+            if fast and bare and mode in fast.seconds and mode in bare.seconds:
+                cost = 1 - fast.images_per_second(mode) / bare.images_per_second(mode)
+                add(f"post-SSM norm's cost, {mode}", "5 to 10 %", f"{cost:.1%}", f"{size} pixels")
+    for name, published in ((unpooled, "about 74x (224 to 2048)"), (pooled, "nearly constant")):
+        measured = [at[name, s] for s in sizes if (name, s) in at and at[name, s].scan_seconds]
+        if len(measured) > 1:
+            first, last = measured[0], measured[-1]
+            growth = last.scan_seconds / first.scan_seconds * first.batch / last.batch
+            where = f"{first.resolution} to {last.resolution} pixels, an image"
+            add(f"SSM time grows, {name}", published, f"{growth:.1f}x", where)
+    largest = at.get((pooled, sizes[-1]))
+    if largest and largest.stages:
+        share = shares(largest)["broadcast"]
+        add(
+            "repeat's share of a block, unfused",
+            "up to 25 %",
+            f"{share:.1%}",
+            f"{sizes[-1]} pixels",
+        )
+    return found
+
+
+def write(
+    measurements: Sequence[Measurement], compared: list[dict], environment: dict, folder: Path
+) -> list[Path]:
+    """profile.csv, profile.json, profile.md and the plots, in `folder`; their paths."""
+    table = rows(measurements)
+    text = io.StringIO()
+    csv.writer(text).writerows([COLUMNS, *table])
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *table]
+    markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n"
+    heads = ("claim", "published", "ours", "where")
+    lines = [heads, ["---"] * 4, *([row[head] for head in heads] for row in compared)]
+    markdown += "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    content = {
+        "environment": environment,
+        "measurements": [m.to_dict() for m in measurements],
+        "claims": compared,
+    }
+    files = {
+        "profile.csv": text.getvalue(),
+        "profile.md": markdown,
+        "profile.json": json.dumps(content, indent=2) + "\n",
+    }
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    return [folder / name for name in files] + _plots(measurements, folder)
+
+
+def _plots(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
+    from matplotlib.figure import Figure
+
+    paths = []
+    for name, draw in (("growth", _draw_growth), ("shares", _draw_shares)):
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        draw(figure, measurements)
+        for kind in ("png", "svg"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=150)
+            paths.append(folder / f"{name}.{kind}")
+            write_atomic(paths[-1], buffer.getvalue())
+    return paths
+
+
+def _draw_growth(figure, measurements: Sequence[Measurement]) -> None:
+    """Seconds an image against image size, log-log: the whole model, and the scan alone."""
+    whole, scan = figure.subplots(1, 2)
+    for model in dict.fromkeys(m.model for m in measurements):
+        mine = [m for m in measurements if m.model == model]
+        timed = [m for m in mine if "forward" in m.seconds]
+        whole.plot(
+            [m.resolution for m in timed],
+            [m.seconds["forward"].median / m.batch for m in timed],
+            "o-",
+            label=model,
+        )
+        scanned = [m for m in mine if m.scan_seconds]
+        if scanned:
+            sizes = [m.resolution for m in scanned]
+            scan.plot(sizes, [m.scan_seconds / m.batch for m in scanned], "o-", label=model)
+    for axes, title in ((whole, "forward pass of the model"), (scan, "selective scans alone")):
+        axes.set(xscale="log", yscale="log", xlabel="pixels a side", ylabel="seconds an image")
+        ticks = sorted({m.resolution for m in measurements})
+        axes.set_xticks(ticks, [str(size) for size in ticks], minor=False)
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+
+
+def _draw_shares(figure, measurements: Sequence[Measurement]) -> None:
+    """Stacked shares of an unfused block's forward; a mark where the fused operator ends."""
+    axes = figure.subplots()
+    staged = [m for m in measurements if m.stages]
+    labels = [f"{m.model}\n{m.resolution}" for m in staged]
+    bottoms = [0.0] * len(staged)
+    for stage in (*MATRIX_STAGES, *UNFUSED_STAGES):
+        heights = [shares(m).get(stage, 0.0) for m in staged]
+        axes.bar(labels, heights, bottom=bottoms, label=stage)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    fused = [sum(shares(m)[s] for s in (*MATRIX_STAGES, "fused")) for m in staged]
+    axes.plot(labels, fused, "k_", markersize=28, label="whole block, fused")
+    axes.set_ylabel("share of the unfused block's time")
+    axes.tick_params(axis="x", labelsize="x-small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
