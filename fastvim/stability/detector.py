@@ -35,7 +35,7 @@ import numpy as np
 
 from fastvim.errors import UserError
 from fastvim.stability.episodes import Episode, Event
-from fastvim.stability.excursion import LOST_HEIGHT, LOST_SHARE, Excursion
+from fastvim.stability.excursion import LOST_SHARE, Excursion
 from fastvim.stability.settings import Settings
 
 CLIP = 2.0
@@ -49,6 +49,10 @@ FLAT = 2e-4
 # The tail quantile of a run before any of it is seen, and the one at which `threshold` holds.
 FIRST_TAIL = 2.75
 USUAL_TAIL = 2.75
+# Values over which the lag of the level behind a falling curve is measured.
+BIAS_MEMORY = 16
+# Deviations that the level may rise, however slowly, before that is a divergence.
+CREPT_HEIGHT = 50.0
 # More values in a row below the level than this are a trend, not chance (1 in 256).
 CHANCE_RUN = 8
 
@@ -71,6 +75,7 @@ class SpikeDetector:
         self.tail_count = 0  # `count` when `tail` was last brought up to date
         self.count = 0  # values that the level and the scale have learnt from
         self.age = 0  # the same since the last fresh start
+        self.bias = 0.0  # recent mean residual: below 0 where the level lags a falling curve
         self.below = 0  # values in a row below the level
         self.run_start = math.nan  # step at which the present run above `calm` began
         self.run_count = -1  # `count` at its last value
@@ -154,10 +159,10 @@ class SpikeDetector:
         Nearly all values of a log end here, so the state lives in local variables.
         """
         settings = self.settings
-        young, settled = settings.young, 2 * settings.noise_memory
+        young, settled = settings.young, 4 * settings.noise_memory
         slow, slowest = 1 / settings.level_memory, 1 / settings.noise_memory
         level, sigma, previous, quantum = self.level, self.sigma, self.previous, self.quantum
-        age, below = self.age, self.below
+        age, below, bias = self.age, self.below, self.bias
         floor, ceiling = self._floor(), self._ceiling()
         cut = math.inf if age < young else CLIP * sigma
         position = begin
@@ -173,20 +178,20 @@ class SpikeDetector:
                 quantum = floor = change if change > 0 else -change
             age += 1
             if age < settled:
-                warm = 2 / (age + 1)
-                level_gain = warm if warm > slow else slow
-                noise_gain = warm if warm > slowest else slowest
+                level_gain = max(2 / (age + 1), slow)
+                noise_gain = max(4 / (age + 3), slowest)
             else:
                 level_gain, noise_gain = slow, slowest
             if residual < 0:
                 below += 1
-                sigma += noise_gain * (residual / -CLIPPED_MEAN - sigma)
                 if below > CHANCE_RUN and level_gain < 4 * slow:
                     level_gain = 4 * slow
             else:
                 below = 0
-                sigma += noise_gain * (residual / CLIPPED_MEAN - sigma)
             level += level_gain * residual
+            spread = residual - bias if bias < 0 else residual
+            bias += (residual - bias) / BIAS_MEMORY
+            sigma += noise_gain * ((spread if spread > 0 else -spread) / CLIPPED_MEAN - sigma)
             if sigma < floor:
                 sigma = floor
             if age >= young:
@@ -194,7 +199,7 @@ class SpikeDetector:
         else:
             position = stop
         self.level, self.sigma, self.previous, self.quantum = level, sigma, previous, quantum
-        self.age, self.below = age, below
+        self.age, self.below, self.bias = age, below, bias
         self.count += position - begin
         return position
 
@@ -207,38 +212,36 @@ class SpikeDetector:
             return self._open(step, value, step, 0, self.level, self.sigma)
         self.count += 1
         self.age += 1
-        self.previous = value
         if math.isnan(self.level):
-            self.level = self.first_level = value
+            self.level = self.first_level = self.previous = value
             return []
-        if self.level > self._ceiling():
+        if min(self.level, value) > self._ceiling():
             return self._open(step, value, self.best_step, 0, self.best, self.best_sigma)
         residual = value - self.level
         if residual < 0:
-            self._fell(step, residual)
+            self._fell(step, value, residual)
             return []
         self.below = 0
-        height = residual / self.sigma if self.sigma > 0 else math.inf
-        threshold = self.threshold
-        self._learn_tail(height)
+        height = (residual - min(self.bias, 0.0)) / self.sigma if self.sigma > 0 else math.inf
         if height > self.settings.calm:
             if self.run_count != self.count - 1:
                 self.run_start, self.run_length = step, 0
             self.run_count, self.run_length = self.count, self.run_length + 1
-            if height > threshold:
+            if height > self.threshold:
                 earlier = self.run_length - 1
                 return self._open(step, value, self.run_start, earlier, self.level, self.sigma)
-        self._learn(CLIP * self.sigma)
+        self._learn_tail(height)
+        self._learn(value, CLIP * self.sigma)
         return []
 
-    def _fell(self, step: float, residual: float) -> None:
+    def _fell(self, step: float, value: float, residual: float) -> None:
         """A value far below the level: noise at first, a sustained improvement when it lasts."""
         self.below += 1
         if self.below > CHANCE_RUN:
             # The level follows without a clip, and sigma does not take the fall for noise.
             self.level += residual / 4
         else:
-            self._learn(-CLIP * self.sigma)
+            self._learn(value, -CLIP * self.sigma)
         if self.age < self.settings.young:
             return
         if not self.level >= self.best:
@@ -249,14 +252,20 @@ class SpikeDetector:
     def _ceiling(self) -> float:
         """The level at which most progress is lost, though it crept up and no value stood out."""
         lost = LOST_SHARE * (self.first_level - self.best)
-        return self.best + max(lost, LOST_HEIGHT * self.best_sigma)
+        return self.best + max(lost, CREPT_HEIGHT * max(self.best_sigma, self._floor()))
 
-    def _learn(self, clipped: float) -> None:
+    def _learn(self, value: float, clipped: float) -> None:
+        """Learn from a value beyond the clip as if it were `clipped`, of its residual, away."""
         settings = self.settings
-        warm = 2 / (self.age + 1)
-        self.level += max(warm, 1 / settings.level_memory) * clipped
-        gain = max(warm, 1 / settings.noise_memory)
+        self.level += max(2 / (self.age + 1), 1 / settings.level_memory) * clipped
+        gain = max(4 / (self.age + 3), 1 / settings.noise_memory)
         self.sigma += gain * (abs(clipped) / CLIPPED_MEAN - self.sigma)
+        self.bias += (clipped - self.bias) / BIAS_MEMORY
+        change = abs(value - self.previous)
+        self.previous = value
+        if 0 < change < self.quantum:
+            self.quantum = change
+        self.sigma = max(self.sigma, self._floor())
 
     def _floor(self) -> float:
         """The least sigma: the resolution of the log, or where it never changed, a share of it."""
@@ -315,7 +324,7 @@ class SpikeDetector:
         self.level = self.best = level
         self.best_sigma, self.best_step = self.sigma, self.last_step
         self.age = min(self.age, self.settings.young)
-        self.below = 0
+        self.below, self.bias = 0, 0.0
 
 
 def detect(

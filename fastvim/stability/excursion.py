@@ -11,10 +11,12 @@ from fastvim.stability.episodes import DIVERGENCE, NONFINITE, PLATEAU, SHIFT, SP
 INNER_MEMORY = 8
 # Deviations by which the inner level must rise between two looks to count as rising.
 RISE = 3.0
-# A level that stays is a divergence when it gave back at least this share of the progress made
-# since the start, and lies this many deviations up (a flat curve has no progress to give back).
+# A level that stays is a divergence when it gave back at least LOST_SHARE of the progress made
+# since the start, and lies this many deviations up (a flat curve has no progress to give back);
+# one that still rises, when it gave back RISING_SHARE.
 LOST_SHARE = 0.5
 LOST_HEIGHT = 30.0
+RISING_SHARE = 0.1
 # An episode that the log cuts off sooner than this many values is a spike, not a shift.
 SETTLED = 16
 
@@ -100,7 +102,8 @@ class Excursion:
             climbing = self.count >= 3 and self.last_value - self.level >= self.peak
             return DIVERGENCE if climbing else SPIKE
         excess = self.inner - self.level
-        lost = LOST_SHARE * (self.first_level - self.level)
-        if self.rising or excess > max(lost, LOST_HEIGHT * self.sigma) > LOST_HEIGHT * self.sigma:
+        progress = self.first_level - self.level
+        rising = self.rising and excess > RISING_SHARE * progress
+        if rising or (excess > LOST_SHARE * progress > 0 and excess > LOST_HEIGHT * self.sigma):
             return DIVERGENCE
         return PLATEAU if self.peak >= 2 * excess else SHIFT

@@ -20,13 +20,13 @@ class Settings:
     young: values before anything but NaN and infinity is judged.
     """
 
-    threshold: float = 7.2
+    threshold: float = 7.3
     highest: float = 20.0
     tail_power: float = 2.5
     tail_gain: float = 0.02
     level_memory: int = 32
-    noise_memory: int = 256
-    calm: float = 3.0
+    noise_memory: int = 128
+    calm: float = 2.5
     calm_values: int = 3
     patience: int = 200
     young: int = 12
