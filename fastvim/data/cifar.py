@@ -6,8 +6,8 @@ and 10,000 for testing.
 Binary: records of one label byte (CIFAR-100: coarse, then fine) and 3,072 pixel bytes, the red
 plane first, each plane in row order. Python: pickles of a dictionary with `data`, uint8
 (images, 3072) in the same order, and `labels` or `fine_labels`. Unpickling runs code that the file
-chooses, so here the names of numpy that these files use stand for plain code below, and any other name is an
-error.
+chooses, so here the names of numpy that these files use stand for plain code below, and any other
+name is an error.
 """
 
 import io
@@ -71,7 +71,7 @@ def _read_python(content: bytes, path: Path, classes: int, expected: int) -> Lab
     key = b"labels" if classes == 10 else b"fine_labels"
     if not isinstance(batch, dict) or b"data" not in batch or key not in batch:
         raise UserError(f"{path} is damaged: it lacks data or {key.decode()}")
-    pixels = getattr(batch[b"data"], "values", np.empty(0))
+    pixels = batch[b"data"].values if isinstance(batch[b"data"], _ByteArray) else np.empty(0)
     if pixels.shape != (expected, PIXELS):
         raise UserError(
             f"{path} is damaged: its data has the shape {pixels.shape}, not {(expected, PIXELS)}"
@@ -108,6 +108,8 @@ class _Uint8:
 
 class _ByteArray:
     """Stands for numpy's array: takes the state that numpy pickles, bytes only."""
+
+    values = np.empty(0, np.uint8)
 
     def __setstate__(self, state: tuple) -> None:
         _version, shape, dtype, column_order, raw = state

@@ -1,0 +1,93 @@
+import shutil
+
+import pytest
+import torch
+
+from fastvim.data import DataConfig, load
+from fastvim.errors import UserError
+
+
+def config(root, **values):
+    values = {"image_size": 32, "scale": [0.5, 1.0]} | values
+    return DataConfig(name="imagefolder", root=str(root), **values)
+
+
+def collect(batches):
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def test_image_folder(image_folder):
+    data = load(config(image_folder))
+    assert data.split_sizes == {"train": 24, "validation": 9, "test": 9}
+    assert data.test_is_validation
+    assert data.class_names == ("class0", "class1", "class2")
+    images, labels, positions = collect(data.evaluation_batches("validation", 4))
+    assert images.shape == (9, 3, 32, 32) and images.dtype == torch.float32
+    assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert positions.tolist() == list(range(9))
+
+
+def test_evaluation_is_timms_resize_and_centre_crop(image_folder):
+    from PIL import Image
+    from torchvision.transforms import functional as F
+
+    data = load(config(image_folder, crop_pct=0.5))
+    images, _, _ = next(data.evaluation_batches("test", 1))
+    path = sorted((image_folder / "val" / "class0").iterdir())[0]
+    image = Image.open(path).convert("RGB")
+    image = F.resize(image, 64, F.InterpolationMode.BICUBIC)
+    expected = F.normalize(
+        F.to_tensor(F.center_crop(image, 32)), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    assert torch.equal(images[0], expected)
+
+
+def test_own_test_folder(image_folder, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(image_folder, root)
+    before = load(config(root)).fingerprint
+    shutil.copytree(root / "val", root / "test")
+    data = load(config(root, train_images=6))
+    assert not data.test_is_validation
+    assert data.splits["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.fingerprint != before
+
+
+def test_fingerprint_follows_the_content_not_the_place(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "moved")
+    data = load(config(image_folder))
+    assert load(config(tmp_path / "moved")).fingerprint == data.fingerprint
+    path = next((tmp_path / "moved" / "train" / "class1").iterdir())
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert load(config(tmp_path / "moved")).fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_image_is_named(image_folder, tmp_path, workers):
+    root = tmp_path / "set"
+    shutil.copytree(image_folder, root)
+    path = sorted((root / "val" / "class1").iterdir())[1]
+    path.write_bytes(path.read_bytes()[:200])
+    data = load(config(root, workers=workers))
+    with pytest.raises(UserError) as caught:
+        list(data.evaluation_batches("test", 4))
+    assert str(caught.value).startswith(f"cannot read the image {path}")
+
+
+def test_missing_folders_and_classes(image_folder, tmp_path):
+    with pytest.raises(UserError, match=r"no folder .*train, .*val"):
+        load(config(tmp_path))
+    root = tmp_path / "set"
+    shutil.copytree(image_folder, root)
+    shutil.move(root / "val" / "class2", root / "val" / "klass2")
+    with pytest.raises(UserError, match="different classes: class2, klass2"):
+        load(config(root))
+    shutil.rmtree(root / "val" / "klass2")
+    (root / "val" / "klass2").mkdir()
+    with pytest.raises(UserError, match=r"val: .*klass2"):
+        load(config(root))
+    (root / "train" / "class0" / "broken.png").symlink_to(tmp_path / "nowhere")
+    (root / "val" / "klass2").rmdir()
+    shutil.copytree(image_folder / "val" / "class2", root / "val" / "class2")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        load(config(root))
