@@ -80,12 +80,12 @@ def _print_plan(plan, runs, store) -> None:
 
 
 def _carry_out(plan, runs, store, jobs: int) -> int:
-    from fastvim.reports.tables import gather, write_tables
-
     from fastvim.experiments.record import write_plan
     from fastvim.experiments.runner import Stopped, StopRequest, carry_out
     from fastvim.experiments.store import FINAL
     from fastvim.experiments.workers import carry_out_with_jobs
+    from fastvim.reports.gather import gather
+    from fastvim.reports.tables import write_tables
     from fastvim_cli.display import RunProgress, console
     from fastvim_cli.tables import print_results
 

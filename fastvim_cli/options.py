@@ -39,8 +39,10 @@ def _experiment_part(ctx: click.Context, part: str) -> list[str]:
     from fastvim.errors import UserError
     from fastvim.experiments.experiment import load
 
+    # An option still without its value keeps click from telling arguments apart.
+    name = ctx.params.get("experiment") or next(iter(ctx.args), "")
     try:
-        return list(getattr(load(ctx.params.get("experiment") or ""), part))
+        return list(getattr(load(name), part))
     except UserError:
         return []
 

@@ -1,6 +1,7 @@
 """Experiment files found, read, and put on top of what they extend."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def shipped() -> dict[str, Path]:
     files = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
     # A leading underscore marks what others extend; the claims are no experiment.
     return {name: f for name, f in files.items() if name != "claims" and name[0] != "_"}
+
+
+@functools.cache
+def claim_names() -> tuple[str, ...]:
+    """The claims that an experiment may say it tests: the ids in claims.yaml."""
+    import fastvim.ablations
+
+    document = read_document(Path(fastvim.ablations.__file__).parent / "claims.yaml")
+    return tuple(claim["id"] for claim in document.value["claims"])
 
 
 def find(name: str, beside: Path | None = None) -> Path:
@@ -195,6 +205,8 @@ def _complete(experiment: dict, document: Document, own: ExperimentFile) -> Expe
     if not variants:
         raise UserError(f"{file}: there are no `variants`")
     baselines = _baselines(document, experiment.get("baseline"), variants)
+    if experiment.get("claim") is not None:
+        _known(document, "claim", experiment["claim"], claim_names())
     default = experiment.get("default_profile")
     if default is not None:
         _known(document, "default_profile", default, profiles)
@@ -220,7 +232,7 @@ def _complete(experiment: dict, document: Document, own: ExperimentFile) -> Expe
 
 
 def _baselines(
-    document: Document, given: str | dict[str, str] | None, variants: Mapping
+    document: Document, given: str | dict[str, str] | None, variants: Iterable[str]
 ) -> dict[str, str]:
     """variant -> the variant that it is compared with; the first one where none is given."""
     if not isinstance(given, dict):
@@ -235,9 +247,11 @@ def _baselines(
     return dict(given)
 
 
-def _known(document: Document, key: str, name: str, names: Mapping) -> None:
+def _known(document: Document, key: str, name: str, names: Iterable[str]) -> None:
+    names = list(names)
     if name not in names:
+        listed = f"; there are {', '.join(names) or 'none'}" if len(names) <= 12 else ""
         raise UserError(
             f"{document.mark((key,))}: {key} = {shorten(name)}: there is none of that name"
-            f"{nearest(name, names)}; there are {', '.join(names) or 'none'}"
+            f"{nearest(name, names)}{listed}"
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastvim.errors import UserError
-from fastvim.experiments.plan import Plan
+from fastvim.experiments.plan import Plan, loaded
 from fastvim.experiments.schema import RunConfig
 from fastvim.experiments.store import FORMAT, Run
 from fastvim.files import write_atomic
@@ -25,6 +25,8 @@ class RecordedPlan:
     command: str
     baselines: dict[str, str]
     variants: dict[str, RunConfig]
+    # Images of the training split, by variant.
+    train_images: dict[str, int]
     runs: tuple[Run, ...]
 
 
@@ -40,7 +42,12 @@ def write_plan(output: Path, plan: Plan, runs: list[Run], command: str) -> None:
         "metric": experiment.metric,
         "command": command,
         "variants": [
-            {"name": v.name, "baseline": v.baseline, "config": v.config.nested()}
+            {
+                "name": v.name,
+                "baseline": v.baseline,
+                "train_images": loaded(v.config.data).split_sizes["train"],
+                "config": v.config.nested(),
+            }
             for v in plan.variants
         ],
         "runs": [{"variant": r.variant, "seed": r.seed, "hash": r.identity} for r in runs],
@@ -70,8 +77,7 @@ def read_plan(output: Path) -> RecordedPlan:
             item["name"]: item["baseline"] for item in content["variants"] if item["baseline"]
         }
         runs = [
-            Run(r["variant"], r["seed"], variants[r["variant"]], r["hash"])
-            for r in content["runs"]
+            Run(r["variant"], r["seed"], variants[r["variant"]], r["hash"]) for r in content["runs"]
         ]
         return RecordedPlan(
             name=content["experiment"],
@@ -82,6 +88,7 @@ def read_plan(output: Path) -> RecordedPlan:
             command=content["command"],
             baselines=baselines,
             variants=variants,
+            train_images={item["name"]: item["train_images"] for item in content["variants"]},
             runs=tuple(runs),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,0 +1,137 @@
+"""results.json: what an output folder's run directories say, and what follows from it."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fastvim.analysis import contrasts, load_claims
+from fastvim.analysis.claims import Claim, scale_from_config
+from fastvim.analysis.ledger import judge
+from fastvim.experiments.record import RecordedPlan, read_plan
+from fastvim.experiments.store import FINAL, RunRecord, Store
+
+FORMAT = 1
+METRICS = ("top1", "top5", "loss")
+COSTS = ("parameters", "gflops", "train_images_per_second", "peak_memory_mb", "seconds")
+
+
+def gather(output: str | Path) -> dict[str, Any]:
+    """The results of the experiment in `output`, computed from its run directories.
+
+    Metrics are of the test split, a value a seed in the order of `seeds` (top1 and top5 in
+    percent), None where the seed diverged; runs that are not finished are in `missing`, run
+    directories that cannot be believed in `problems`, and neither is counted. Costs are the
+    median over seeds. Raises UserError when `output` holds no experiment.
+    """
+    plan, store = read_plan(Path(output)), Store(Path(output))
+    records: dict[str, dict[int, RunRecord]] = {name: {} for name in plan.variants}
+    missing: dict[str, list[int]] = {name: [] for name in plan.variants}
+    problems: list[str] = []
+    for run in plan.runs:
+        record, broken = store.lookup(run)
+        problems += broken
+        if record is not None and record.state in FINAL:
+            records[run.variant][run.seed] = record
+        else:
+            missing[run.variant].append(run.seed)
+    variants = [
+        variant_entry(name, plan.baselines.get(name), records[name], missing[name])
+        for name in plan.variants
+    ]
+    pairs = [(name, baseline) for name, baseline in plan.baselines.items()]
+    return assemble(plan, variants, pairs, problems)
+
+
+def assemble(
+    plan: RecordedPlan, variants: list[dict], pairs: list[tuple[str, str]], problems: list[str]
+) -> dict[str, Any]:
+    """results.json of variants that have been read: contrasts and verdicts added."""
+    claims = load_claims()
+    ours = [c for c in claims.values() if c.id == plan.claim or plan.name in c.experiments]
+    values = {
+        v["name"]: dict(zip(v["seeds"], v["metrics"][plan.metric], strict=True)) for v in variants
+    }
+    scale = _scale(plan)
+    results = {
+        "format": FORMAT,
+        "experiment": plan.name,
+        "profile": plan.profile,
+        "question": plan.question,
+        "claim": plan.claim,
+        "metric": plan.metric,
+        "command": plan.command,
+        "scale": scale,
+        "variants": variants,
+        "contrasts": contrasts(values, pairs, plan.metric, ours, scale),
+        "problems": problems,
+    }
+    results["claims"] = [_judged(claim, results, claims) for claim in ours]
+    return results
+
+
+def variant_entry(
+    name: str, baseline: str | None, records: Mapping[int, RunRecord], missing: list[int]
+) -> dict[str, Any]:
+    """An entry of results.json's `variants`, from the finished runs of one, by seed."""
+    seeds = sorted(records)
+    results = [records[seed].result for seed in seeds]
+    metrics = {
+        metric: [(result.get("metrics") or {}).get(metric) for result in results]
+        for metric in METRICS
+    }
+    spikes = [int(result.get("spikes") or 0) for result in results]
+    return {
+        "name": name,
+        "baseline": baseline,
+        "seeds": seeds,
+        "metrics": {**metrics, "spikes": spikes},
+        "cost": {cost: _median((r.get("cost") or {}).get(cost) for r in results) for cost in COSTS},
+        "spikes": sum(spikes),
+        "diverged": sum(records[seed].state == "diverged" for seed in seeds),
+        "missing": missing,
+        "backends": sorted({str(result.get("backend")) for result in results}),
+        "runs": [records[seed].directory.name for seed in seeds],
+    }
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _scale(plan: RecordedPlan) -> dict[str, Any]:
+    """What of the scale all variants share."""
+    scales = [
+        scale_from_config(config.nested(), plan.train_images.get(name))
+        for name, config in plan.variants.items()
+    ]
+    first, *others = scales
+    return {
+        key: value
+        for key, value in first.items()
+        if all(other.get(key) == value for other in others)
+    }
+
+
+def _judged(claim: Claim, results: Mapping, claims: Mapping[str, Claim]) -> dict[str, Any]:
+    entry = {
+        "id": claim.id,
+        "statement": claim.statement,
+        "published": claim.published,
+        "variant": claim.variant,
+        "baseline": claim.baseline,
+        "metric": claim.metric,
+    }
+    judged = judge(claim, results, claims)
+    if isinstance(judged, str):
+        nothing = {"verdict": "unresolved", "speaks_on": "nothing", "seeds_needed": None}
+        return {**entry, **nothing, "reason": f"{judged[0].upper()}{judged[1:]}."}
+    verdict, _ = judged
+    return {
+        **entry,
+        "verdict": verdict.verdict,
+        "speaks_on": verdict.speaks_on,
+        "reason": verdict.reason,
+        "seeds_needed": verdict.seeds_needed,
+    }

@@ -1,0 +1,203 @@
+"""The comparison as a table: Markdown, CSV, and rows for the terminal."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fastvim.files import write_atomic
+
+PERCENT = ("top1", "top5")
+NAMES = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss"}
+
+
+def write_tables(output: str | Path, results: Mapping[str, Any]) -> None:
+    """Write results.json, table.csv and table.md; UserError where `output` cannot be written."""
+    output = Path(output)
+    text = json.dumps(results, indent=2, allow_nan=False)
+    write_atomic(output / "results.json", text + "\n")
+    write_atomic(output / "table.csv", csv_table(results))
+    write_atomic(output / "table.md", markdown(results))
+
+
+def columns(results: Mapping[str, Any]) -> list[str]:
+    """The heads of the table; all but the first and the last are numbers."""
+    metric = NAMES[results["metric"]]
+    own = [] if results["metric"] in PERCENT else [metric]
+    return [
+        "variant",
+        *own,
+        "top-1 %",
+        "top-5 %",
+        f"{metric.removesuffix(' %')} difference [95 % CI]",
+        "params M",
+        "GFLOPs",
+        "train img/s",
+        "peak MB",
+        "spikes",
+        "diverged",
+        "claim",
+    ]
+
+
+def rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """A row a variant, as text, in the order of `columns`."""
+    contrasts = {contrast["variant"]: contrast for contrast in results["contrasts"]}
+    return [
+        _row(variant, contrasts.get(variant["name"]), results) for variant in results["variants"]
+    ]
+
+
+def _row(variant: Mapping, contrast: Mapping | None, results: Mapping[str, Any]) -> list[str]:
+    metrics, cost = variant["metrics"], variant["cost"]
+    own = [] if results["metric"] in PERCENT else [spread(metrics[results["metric"]], 3)]
+    runs = len(variant["seeds"])
+    name = variant["name"]
+    if variant["missing"]:
+        name += f" ({runs} of {runs + len(variant['missing'])} runs)"
+    diverged = f"{variant['diverged']} of {runs}" if variant["diverged"] else "no"
+    parameters = cost["parameters"]
+    return [
+        name,
+        *own,
+        spread(metrics["top1"], 2),
+        spread(metrics["top5"], 2),
+        difference(contrast, results["metric"]) if contrast else "baseline",
+        _number(None if parameters is None else parameters / 1e6, 3),
+        _number(cost["gflops"], 4),
+        _number(cost["train_images_per_second"], 0),
+        _number(cost["peak_memory_mb"], 0),
+        str(variant["spikes"]),
+        diverged if runs else "-",
+        _verdict(variant["name"], results),
+    ]
+
+
+def spread(values: list[float | None], digits: int) -> str:
+    """`mean ± standard deviation` over the seeds that did not diverge (divisor n - 1)."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = f"{mean(known):.{digits}f}"
+    return f"{text} ± {stdev(known):.{digits}f}" if len(known) > 1 else text
+
+
+def difference(contrast: Mapping, metric: str) -> str:
+    """`+1.20 [+0.30, +2.10]`, with the baseline's name."""
+    digits = 2 if metric in PERCENT else 3
+    if contrast["difference"] is None:
+        return "-"
+    text = f"{contrast['difference']:+.{digits}f}"
+    if contrast["interval"] is None:
+        return f"{text} [no interval]"
+    low, high = contrast["interval"]
+    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _verdict(name: str, results: Mapping[str, Any]) -> str:
+    """What the evidence says of the claims about this variant."""
+    said = [claim["verdict"] for claim in spoken_on(results) if claim["variant"] == name]
+    return ", ".join(dict.fromkeys(said)) or "-"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know beside the table, a sentence or two each."""
+    lines = []
+    baselines = {c["variant"]: c["baseline"] for c in results["contrasts"]}
+    if not baselines:
+        lines.append("No variant has its baseline in this table, so no differences are given.")
+    elif len(set(baselines.values())) == 1:
+        lines.append(f"Differences are from {next(iter(baselines.values()))}, paired by seed.")
+    else:
+        lines += [
+            f"{name} is compared with {base}, paired by seed." for name, base in baselines.items()
+        ]
+    lines += [_claim(claim) for claim in spoken_on(results)]
+    others = len(results["claims"]) - len(spoken_on(results))
+    if others:
+        lines.append(
+            f"{others} further claim{'s' * (others > 1)} of the paper about these variants "
+            f"hold{'s' * (others == 1)} at another scale only; `fastvim claims` lists them."
+        )
+    said: dict[str, list[str]] = {}
+    for contrast in results["contrasts"]:
+        for note in contrast["notes"]:
+            said.setdefault(note, []).append(contrast["variant"])
+    lines += [f"{', '.join(names)}: {note}." for note, names in said.items()]
+    for variant in results["variants"]:
+        if variant["missing"]:
+            seeds = ", ".join(map(str, variant["missing"]))
+            lines.append(f"{variant['name']}: seed {seeds} has no result and is not counted.")
+    lines += [f"Skipped: {problem}" for problem in results["problems"]]
+    return lines
+
+
+def spoken_on(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The experiment's own claim, and those on which evidence from its scale can speak."""
+    return [
+        claim
+        for claim in results["claims"]
+        if claim["id"] == results["claim"] or claim["speaks_on"] != "nothing"
+    ]
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    needed = claim["seeds_needed"]
+    more = f" About {needed} seeds of each variant would settle it." if needed else ""
+    return (
+        f"Claim {claim['id']}: {claim['statement'].strip().rstrip('.')} (published: "
+        f"{claim['published']}). The evidence here: {claim['verdict']}. {claim['reason']}{more}"
+    )
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """table.md: the question, the table, and what must be known beside it."""
+    heads = columns(results)
+    text = [f"# {results['experiment']}, profile {results['profile']}", ""]
+    text += [results["question"], ""] if results["question"] else []
+    text += [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 2) + ["---"])]
+    text += [_line(row) for row in rows(results)]
+    text += [""] + [f"- {note}" for note in notes(results)]
+    text += ["", f"Made by `{results['command']}`.", ""]
+    return "\n".join(text)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def csv_table(results: Mapping[str, Any]) -> str:
+    """table.csv: a line a variant, with full precision; empty where there is nothing."""
+    contrasts = {contrast["variant"]: contrast for contrast in results["contrasts"]}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    metrics = ("top1", "top5", "loss")
+    heads = ["variant", "seeds"]
+    for metric in metrics:
+        heads += [f"{metric}_mean", f"{metric}_sd"]
+    costs = list(results["variants"][0]["cost"])
+    heads += ["baseline", "metric", "difference", "low", "high", "verdict", *costs]
+    writer.writerow([*heads, "spikes", "diverged", "missing"])
+    for variant in results["variants"]:
+        row: list[Any] = [variant["name"], " ".join(map(str, variant["seeds"]))]
+        for metric in metrics:
+            known = [value for value in variant["metrics"][metric] if value is not None]
+            row += [mean(known) if known else None, stdev(known) if len(known) > 1 else None]
+        contrast = contrasts.get(variant["name"])
+        if contrast is None:
+            row += [None] * 6
+        else:
+            low, high = contrast["interval"] or (None, None)
+            row += [contrast["baseline"], contrast["metric"], contrast["difference"], low, high]
+            row.append(contrast["verdict"])
+        row += [variant["cost"][cost] for cost in costs]
+        row += [variant["spikes"], variant["diverged"], len(variant["missing"])]
+        writer.writerow(row)
+    return stream.getvalue()
