@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fastvim.errors import UserError, nearest
 from fastvim.experiments.documents import Document, read_document, shorten
-from fastvim.experiments.schema import ExperimentFile
+from fastvim.experiments.schema import ExperimentFile, plain_reason
 from fastvim.experiments.settings import Layer, read_layer
 
 SUFFIXES = (".yaml", ".yml")
@@ -99,9 +99,15 @@ def _chain(path: Path) -> list[tuple[Document, ExperimentFile]]:
     """The file and what it extends, nearest first."""
     chain: list[tuple[Document, ExperimentFile]] = []
     seen: list[Path] = []
+    place = None
     while True:
-        document = read_document(path)
-        part = _checked(document)
+        try:
+            document = read_document(path)
+            part = _checked(document)
+        except UserError as error:
+            raise (
+                error if place is None else UserError(f"{error} (extended at {place})")
+            ) from None
         chain.append((document, part))
         seen.append(path.resolve())
         if part.extends is None:
@@ -121,19 +127,18 @@ def _checked(document: Document) -> ExperimentFile:
         if key not in ExperimentFile.model_fields:
             raise UserError(
                 f"{document.mark((key,))}: unknown key {shorten(key)}"
-                f"{nearest(key, ExperimentFile.model_fields)}; an experiment has "
+                f"{nearest(key.lower(), ExperimentFile.model_fields)}; an experiment has "
                 f"{', '.join(ExperimentFile.model_fields)}"
             )
     try:
         return ExperimentFile.model_validate(document.value, strict=True)
     except ValidationError as error:
-        # A union reports a line for each of its members; the last is the richest.
         first = error.errors(include_url=False)[0]
         path = tuple(part for part in first["loc"] if part != "[key]")
         while path and path not in document.marks:
             path = path[:-1]
         name = ".".join(str(part) for part in path)
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = plain_reason(first["msg"])
         if name == "seeds":
             reason = "expected a count from 1 to 1000, or a list of seeds (0 or greater)"
         value = document.value

@@ -87,7 +87,14 @@ def make_plan(
     planned = []
     for name in chosen:
         for suffix, cell in cells.items():
-            run, origins = resolve(shared | experiment.variants[name] | given | cell)
+            settings = shared | experiment.variants[name] | given | cell
+            try:
+                run, origins = resolve(settings)
+            except UserError as error:
+                if any(str(error).startswith(setting.place) for setting in settings.values()):
+                    raise
+                # No value of the file is at fault, but one that is absent.
+                raise UserError(f"{experiment.file}: variant {name}: {error}") from None
             baseline = _baseline(experiment.baselines, name, suffix, next(iter(cells)))
             if baseline is not None and baseline.partition("+")[0] not in chosen:
                 baseline = None

@@ -5,6 +5,7 @@ and profiles set values of a run by dotted name (`model.schedule`, `training.lr`
 mapping means the same as dotted names. A run is a `RunConfig`.
 """
 
+import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,7 @@ from fastvim.training.recipe import Recipe
 
 TIMM_PREFIX = "timm/"
 MAX_RUNS = 10_000
+LIST_KEYS = "fastvim schema --keys"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -107,14 +109,24 @@ def known_keys() -> list[str]:
 
 
 def unknown_key(key: str) -> str:
-    """What to say of a dotted name that no run has."""
+    """What to say of a dotted name that no run has: the nearest one that exists."""
     known = known_keys()
-    hint = nearest(key, known)
-    if not hint and "." not in key:
-        hint = nearest(key, [name.rpartition(".")[2] for name in known])
-        owners = [name for name in known if name.rpartition(".")[2] == key]
-        hint = f", did you mean {owners[0]!r}?" if owners else hint
-    return hint or "; `fastvim schema --keys` lists the valid ones"
+    section, _, field = key.lower().rpartition(".")
+    inside = [name for name in known if name.startswith(f"{section}.")]
+    if section and inside:
+        # Fields of one section are nearer to each other than whole names with their section.
+        close = difflib.get_close_matches(f"{section}.{field}", inside, n=1, cutoff=0.7)
+        return f", did you mean {close[0]!r}?" if close else f"; see `{LIST_KEYS}`"
+    owners = [name for name in known if name.rpartition(".")[2] == field]
+    names = [*known, *{name.partition(".")[0] for name in known}]
+    hint = f", did you mean {owners[0]!r}?" if owners else nearest(key.lower(), names)
+    return hint or f"; see `{LIST_KEYS}`"
+
+
+def plain_reason(message: str) -> str:
+    """A message of pydantic in the words of YAML."""
+    message = message.removeprefix("Value error, ")
+    return message.replace("valid dictionary", "mapping").replace("valid tuple", "list")
 
 
 def json_schema() -> dict:

@@ -15,6 +15,7 @@ from fastvim.experiments.schema import (
     RunConfig,
     TimmConfig,
     known_keys,
+    plain_reason,
     unknown_key,
 )
 from fastvim.models.config import ModelConfig
@@ -22,6 +23,25 @@ from fastvim.models.presets import PRESETS
 from fastvim.training.recipe import Recipe
 
 SECTIONS = ("data", "model", "training")
+# The layer of what follows from the data set.
+DATA_SET = "data set"
+# Fields that are checked together: those that a message about one may be due to.
+TOGETHER = {
+    "image_size": ("patch_size", "stride"),
+    "patch_size": ("image_size",),
+    "class_token": ("schedule",),
+    "schedule": ("class_token",),
+    "dt_min": ("dt_max",),
+    "micro_batch_size": ("batch_size",),
+    "warmup_epochs": ("epochs",),
+    "min_lr": ("lr", "lr_batch", "batch_size"),
+    "warmup_lr": ("lr", "lr_batch", "batch_size"),
+    "weight_decay_end": ("weight_decay",),
+    "betas": ("optimizer",),
+    "padding": ("scale",),
+    "root": ("name",),
+    "channels": ("name",),
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +156,7 @@ def _model(section: Layer, data: DataConfig) -> tuple[str, ModelConfig | TimmCon
     classes = _classes(data)
     if classes is not None:
         follow["num_classes"] = classes
-    defaults = {key: Setting(value, "data set", data.name) for key, value in follow.items()}
+    defaults = {key: Setting(value, DATA_SET, data.name) for key, value in follow.items()}
     for key, setting in defaults.items():
         section.setdefault(key, setting)
     if isinstance(name, str) and name.startswith(TIMM_PREFIX):
@@ -147,7 +167,7 @@ def _model(section: Layer, data: DataConfig) -> tuple[str, ModelConfig | TimmCon
                 raise UserError(f"{section[key].place}: model.{key} does not apply to {name}")
             del section[key]
         return name, _validated(TimmConfig, "model", section)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UserError(
             f"{chosen.place}: no model named {shorten(name)}{nearest(str(name), PRESETS)}; "
             f"there are {', '.join(PRESETS)} and timm/<name>"
@@ -205,22 +225,24 @@ def _misread(given: object, read: object) -> str | None:
 
 def _explain(error: ValidationError, name: str, section: Layer) -> str:
     first = error.errors(include_url=False)[0]
-    reason = first["msg"].removeprefix("Value error, ")
-    key = str(first["loc"][0]) if first["loc"] else None
-    if key is None:
-        # A check over several fields: the message begins with the field at fault, and the
-        # value set last among those it names is the one to look at.
-        named = [field for field in section if field in reason.replace(":", " ").split()]
+    reason = plain_reason(first["msg"])[:400]
+    if len(first["loc"]) > 1 and isinstance(first["loc"][1], int):
+        reason = f"item {first['loc'][1] + 1}: {reason}"
+    if first["loc"]:
+        key = str(first["loc"][0])
+    else:
+        # A check over several fields begins with the one at fault; where that was not set, the
+        # last that was set of those it depends on is the one to look at.
         lead = reason.partition(":")[0]
-        if lead in section:
+        fields = [field for field in (lead, *TOGETHER.get(lead, ())) if field in section]
+        set_by_user = [field for field in fields if section[field].layer != DATA_SET]
+        key = max(set_by_user or fields, key=lambda field: section[field].rank, default=None)
+        if key == lead:
             reason = reason.partition(":")[2].strip()
-            key = lead
-        elif named:
-            key = max(named, key=lambda field: section[field].rank)
     if key is None or key not in section:
         return f"{name}: {reason}"
     setting = section[key]
-    return f"{setting.place}: {name}.{key} = {shorten(setting.value)}: {reason[:400]}"
+    return f"{setting.place}: {name}.{key} = {shorten(setting.value)}: {reason}"
 
 
 def _origin(key: str, settings: Layer, sections: dict[str, Layer], model: str) -> Setting:
