@@ -1,77 +1,195 @@
-"""Any runs side by side, from whatever experiments they are."""
+"""Any runs side by side, from whatever experiments and folders they are."""
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastvim.errors import UserError
-from fastvim.experiments.record import RecordedPlan
-from fastvim.experiments.schema import RunConfig
-from fastvim.experiments.store import FINAL, BrokenRun, RunRecord, Store, read_run
+from fastvim.errors import UserError, nearest
+from fastvim.experiments.identity import WITHOUT_EFFECT
+from fastvim.experiments.record import FILE, RecordedPlan, read_plan
+from fastvim.experiments.store import FINAL, BrokenRun, RunRecord, read_run
 from fastvim.reports.gather import assemble, variant_entry
+from fastvim.reports.study import Study, read_study, read_study_run
+from fastvim.reports.tables import NAMES
+
+# Where these differ, two variants were not asked the same test questions.
+TEST_SET = ("data.name", "data.test_images", "model.num_classes")
+LONGEST_NAME = 60
 
 
-def compare(paths: Sequence[Path], command: str, metric: str = "top1") -> dict[str, Any]:
-    """results.json of the runs at `paths`, each a run directory or an output folder.
+def study_of(output: str | Path) -> Study:
+    """The study of an output folder; from its run directories alone where experiment.json is gone.
 
-    Runs of the same settings are seeds of one variant; the first variant is the baseline. Names
-    that stand for different settings are told apart by their folder. Raises UserError for a path
-    that is neither, and when no run is finished.
+    Raises UserError when there are no runs either.
     """
-    records: list[RunRecord] = []
-    problems: list[str] = []
-    for path in paths:
-        if (path / "runs").is_dir():
-            found, broken = Store(path).all_runs()
-            records += found
-            problems += broken
-        elif (path / "config.json").exists():
-            try:
-                records.append(read_run(path))
-            except BrokenRun as error:
-                problems.append(str(error))
-        else:
-            raise UserError(f"{path}: neither a run directory nor an output folder")
-    unfinished = [record for record in records if record.state not in FINAL]
-    problems += [f"{record.directory}: not finished ({record.state})" for record in unfinished]
-    variants = _variants([record for record in records if record.state in FINAL])
-    if not variants:
-        raise UserError("; ".join(["no finished run to compare", *problems]))
-    baseline = next(iter(variants))
+    output = Path(output)
+    if (output / FILE).exists() or not (output / "runs").is_dir():
+        return read_study(output)
+    study = compare([output])
+    study.results["problems"].insert(
+        0, f"{output / FILE} is missing: question, claim and planned runs are not known"
+    )
+    return study
+
+
+def compare(
+    folders: Sequence[str | Path], metric: str | None = None, baseline: str | None = None
+) -> Study:
+    """The study of any runs: each of `folders` is a run directory or an output folder.
+
+    Runs form a variant when they have its name and the same settings; of one name with other
+    settings another variant is made, named by what differs. Each variant is compared with
+    `baseline`, by default the one that the experiments name, else the first. Raises UserError
+    when no run can be used, and for an unknown metric or baseline.
+    """
+    records, states, problems, plans = _collect([Path(folder) for folder in folders])
+    if not records:
+        reasons = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(f"no finished run in {', '.join(map(str, folders))}{reasons}")
+    groups = _groups(records, problems)
+    metric = metric or (plans[0].metric if plans else "top1")
+    if metric not in NAMES:
+        raise UserError(f"no metric {metric!r}{nearest(metric, NAMES)}; there are top1, top5, loss")
+    base = _baseline(groups, baseline, plans)
+    command = shlex.join(["fastvim", "compare", *map(str, folders)])
+    runs_by_seed = {
+        name: {record.run.seed: record for record in group} for name, group in groups.items()
+    }
     plan = RecordedPlan(
         name="comparison",
-        profile="as run",
+        profile=", ".join(dict.fromkeys(plan.profile for plan in plans)) or "unknown",
         question="",
         claim=None,
         metric=metric,
         command=command,
-        baselines={name: baseline for name in variants if name != baseline},
-        variants={name: seeds[min(seeds)].run.config for name, seeds in variants.items()},
+        baselines={name: base for name in groups if name != base},
+        variants={name: group[0].run.config for name, group in groups.items()},
         train_images={},
-        runs=tuple(record.run for record in records),
+        runs=tuple(record.run for group in groups.values() for record in group),
     )
-    entries = [
-        variant_entry(name, plan.baselines.get(name), seeds, []) for name, seeds in variants.items()
+    variants = [
+        variant_entry(name, plan.baselines.get(name), by_seed, [])
+        for name, by_seed in runs_by_seed.items()
     ]
-    return assemble(plan, entries, list(plan.baselines.items()), problems)
+    results = assemble(plan, variants, list(plan.baselines.items()), problems)
+    runs = [
+        read_study_run(name, by_seed[seed], problems)
+        for name, by_seed in runs_by_seed.items()
+        for seed in sorted(by_seed)
+    ]
+    study = Study(
+        results,
+        plan,
+        tuple(runs),
+        tuple(states),
+        tuple(dict.fromkeys(record.directory.parent for record in records)),
+        tuple(dict.fromkeys([*(plan.command for plan in plans), command])),
+    )
+    differing, _ = study.settings()
+    for name in TEST_SET:
+        if name in differing:
+            problems.append(
+                f"{name} differs between the variants: they were tested on different images, so "
+                "their differences do not say which is better"
+            )
+    return study
 
 
-def _variants(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
-    """Name -> seed -> record; a record is taken once however many paths lead to it."""
-    configs: dict[str, RunConfig] = {}
-    grouped: dict[str, dict[int, RunRecord]] = {}
+def _collect(
+    folders: Sequence[Path],
+) -> tuple[list[RunRecord], list[tuple[str, int, str]], list[str], list[RecordedPlan]]:
+    """Finished runs, the state of the others, what cannot be read, and recorded plans."""
+    records: dict[str, RunRecord] = {}
+    states: list[tuple[str, int, str]] = []
+    problems: list[str] = []
+    plans = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give runs or output folders")
+        planned = None
+        if (folder / FILE).exists():
+            plans.append(read_plan(folder))
+            planned = {run.identity for run in plans[-1].runs}
+        for directory in _run_directories(folder):
+            try:
+                record = read_run(directory)
+            except BrokenRun as error:
+                problems.append(str(error))
+                continue
+            if planned is not None and record.run.identity not in planned:
+                continue  # Left from an earlier plan in the same folder.
+            if record.state in FINAL:
+                records.setdefault(record.run.identity, record)
+            else:
+                problems.append(f"{directory}: not finished ({record.state}), not counted")
+                states.append((record.run.variant, record.run.seed, record.state))
+    return list(records.values()), states, problems, plans
+
+
+def _run_directories(folder: Path) -> list[Path]:
+    if (folder / "config.json").exists():
+        return [folder]
+    inside = folder / "runs" if (folder / "runs").is_dir() else folder
+    found = [path for path in inside.iterdir() if path.is_dir() and path.name[0] != "."]
+    return sorted(found)
+
+
+def _groups(records: Sequence[RunRecord], problems: list[str]) -> dict[str, list[RunRecord]]:
+    """Name of a variant in the study -> its runs, one a seed."""
+    by_settings: dict[str, dict[str, list[RunRecord]]] = {}
     for record in records:
-        run = record.run
-        name = run.variant
-        same = [known for known, config in configs.items() if config == run.config]
-        if same:
-            name = same[0]
-        elif name in configs:
-            name = f"{name} of {record.directory.resolve().parent.parent.name}"
-            number = 2
-            while name in configs:
-                name = f"{name.partition(' #')[0]} #{number}"
-                number += 1
-        configs.setdefault(name, run.config)
-        grouped.setdefault(name, {}).setdefault(run.seed, record)
-    return grouped
+        key = json.dumps(_effective(record), sort_keys=True)
+        by_settings.setdefault(record.run.variant, {}).setdefault(key, []).append(record)
+    groups: dict[str, list[RunRecord]] = {}
+    for variant, settings in by_settings.items():
+        first = _effective(next(iter(settings.values()))[0])
+        for number, group in enumerate(settings.values(), 1):
+            name = variant if number == 1 else _label(variant, first, _effective(group[0]))
+            while name in groups:
+                name = f"{variant} #{number}" if name != f"{variant} #{number}" else f"{name}'"
+            groups[name] = _one_a_seed(group, problems)
+    return groups
+
+
+def _effective(record: RunRecord) -> dict[str, Any]:
+    flat = record.run.config.flat()
+    return {name: value for name, value in flat.items() if name not in WITHOUT_EFFECT}
+
+
+def _label(variant: str, first: dict[str, Any], own: dict[str, Any]) -> str:
+    changed = [
+        f"{name.rpartition('.')[2]}={own.get(name)}"
+        for name in dict.fromkeys([*first, *own])
+        if first.get(name) != own.get(name)
+    ]
+    label = f"{variant} ({', '.join(changed)})"
+    return label if len(label) <= LONGEST_NAME else f"{variant} ({len(changed)} settings differ)"
+
+
+def _one_a_seed(group: Sequence[RunRecord], problems: list[str]) -> list[RunRecord]:
+    """Of runs with the same settings and seed but other code or data, the latest."""
+    latest: dict[int, RunRecord] = {}
+    for record in sorted(group, key=lambda r: (r.directory / "result.json").stat().st_mtime_ns):
+        older = latest.get(record.run.seed)
+        if older is not None:
+            problems.append(
+                f"{older.directory}: left out: {record.directory} has the same settings and seed "
+                "and is newer; code or data changed between them"
+            )
+        latest[record.run.seed] = record
+    return [latest[seed] for seed in sorted(latest)]
+
+
+def _baseline(
+    groups: dict[str, list[RunRecord]], asked: str | None, plans: Sequence[RecordedPlan]
+) -> str:
+    if asked is not None:
+        if asked not in groups:
+            raise UserError(
+                f"no variant {asked!r}{nearest(asked, groups)}; there are {', '.join(groups)}"
+            )
+        return asked
+    recorded = [name for plan in plans for name in plan.baselines.values() if name in groups]
+    return max(recorded, key=recorded.count) if recorded else next(iter(groups))

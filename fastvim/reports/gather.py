@@ -97,6 +97,8 @@ def variant_entry(
 
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
+    if len(set(known)) == 1:
+        return known[0]  # A count stays a whole number.
     return median(known) if known else None
 
 

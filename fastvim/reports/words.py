@@ -1,0 +1,101 @@
+"""What a comparison says, in sentences that claim no more than its interval does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastvim.analysis.power import seeds_needed
+from fastvim.reports.tables import NAMES, PERCENT
+
+HIGHER, LOWER, UNCLEAR, UNKNOWN = "higher", "lower", "unclear", "unknown"
+POWER = 0.8
+
+
+def amount(value: float, metric: str) -> str:
+    """A difference without its sign: `1.20 points`, `0.031`."""
+    return f"{abs(value):.2f} points" if metric in PERCENT else f"{abs(value):.3f}"
+
+
+def p_text(p_value: float | None) -> str:
+    """`p = 0.012`, `p < 0.001`, `no p-value`."""
+    if p_value is None:
+        return "no p-value"
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def side(contrast: Mapping[str, Any]) -> str:
+    """Whether the variant is shown to be higher or lower after Holm's correction, or not."""
+    interval = contrast["holm_interval"]
+    if interval is None:
+        return UNKNOWN
+    if interval[0] > 0:
+        return HIGHER
+    return LOWER if interval[1] < 0 else UNCLEAR
+
+
+def contrast_sentence(contrast: Mapping[str, Any]) -> str:
+    """A contrast of results.json as one or two sentences."""
+    metric = contrast["metric"]
+    what = NAMES[metric].removesuffix(" %")
+    pair = f"{contrast['variant']} against {contrast['baseline']}"
+    difference = contrast["difference"]
+    if difference is None:
+        return f"{pair}: no seed was finished by both, so nothing can be compared."
+    direction = "higher" if difference > 0 else "lower"
+    seen = f"{amount(difference, metric)} {direction}" if difference else "the same"
+    seeds = len(contrast["seeds"])
+    if contrast["interval"] is None:
+        reason = contrast["notes"][0] if contrast["notes"] else "no interval can be given"
+        return f"{pair}: {what} is {seen} here. {reason[0].upper()}{reason[1:]}."
+    digits = 2 if metric in PERCENT else 3
+    low, high = contrast["interval"]
+    family = f", Holm-corrected over {contrast['family']}" if contrast["family"] > 1 else ""
+    evidence = (
+        f"{100 * contrast['confidence']:g} % interval [{low:+.{digits}f}, {high:+.{digits}f}], "
+        f"{contrast['method']} over {seeds} seeds; {p_text(contrast['p_holm'])}{family}"
+    )
+    if side(contrast) in (HIGHER, LOWER):
+        return f"{pair}: {what} is {seen} ({evidence}). Chance alone seldom does this."
+    return (
+        f"{pair}: {what} is {seen} in the mean ({evidence}). That cannot be told from chance"
+        f"{_more_seeds(contrast)}."
+    )
+
+
+def _more_seeds(contrast: Mapping[str, Any]) -> str:
+    if not contrast["sd"] or not contrast["difference"]:
+        return ""
+    level = (1 - contrast["confidence"]) / contrast["family"]
+    needed = seeds_needed(contrast["sd"], contrast["difference"], POWER, level)
+    return (
+        f"; if the true difference is as large as the one seen, {needed.note} would show it "
+        f"({POWER:.0%} power)"
+    )
+
+
+def headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The answer: (a word, a sentence) for each claim, or for each contrast without any.
+
+    The word is a claim's verdict, else `higher`, `lower`, `unclear` or `unknown`.
+    """
+    if results["claims"]:
+        said = []
+        for claim in results["claims"]:
+            needed = claim["seeds_needed"]
+            more = f" About {needed} seeds of each variant would settle it." if needed else ""
+            said.append((claim["verdict"], f"{claim['reason']}{more}"))
+        return said
+    return [(side(contrast), contrast_sentence(contrast)) for contrast in results["contrasts"]]
+
+
+def spike_sentence(results: Mapping[str, Any]) -> str:
+    """How training behaved: loss spikes and divergences by variant."""
+    parts = []
+    for variant in results["variants"]:
+        count, runs = variant["spikes"], len(variant["seeds"])
+        if count:
+            parts.append(
+                f"{variant['name']}: {count} loss spike{'s' * (count != 1)} in {runs} runs"
+            )
+        if variant["diverged"]:
+            parts.append(f"{variant['name']}: {variant['diverged']} of {runs} runs diverged")
+    return "; ".join(parts) + "." if parts else "No run had a loss spike, and none diverged."
