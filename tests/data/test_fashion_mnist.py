@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastvim.data import DataConfig, load
+from fastvim.data.arrays import LabelledArrays, content_hash
 from fastvim.data.fashion_mnist import (
     read_idx_images,
     read_idx_labels,
@@ -55,6 +56,15 @@ def test_load_of_the_subset():
     # The usual statistics of the set, so images are normalised to about mean 0 and deviation 1.
     images = torch.cat([images for images, _, _ in data.evaluation_batches("test", 500)])
     assert abs(images.mean()) < 0.1 and abs(images.std() - 1) < 0.1
+
+
+def test_fingerprint_follows_pixels_labels_and_splits():
+    def one(value, label, split="train"):
+        pixels, labels = np.full((1, 1, 2, 2), value, np.uint8), np.array([label])
+        return content_hash({split: LabelledArrays(pixels, labels)})
+
+    assert one(3, 1) == one(3, 1)
+    assert len({one(3, 1), one(4, 1), one(3, 2), one(3, 1, "test")}) == 4
 
 
 @pytest.fixture
