@@ -1,0 +1,213 @@
+"""Find logs in files and folders, and read their curves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastvim.errors import UserError, nearest
+from fastvim.stability.curves import LoggedCurve, choose_tags, is_loss
+from fastvim.stability.events import EventReader
+from fastvim.stability.tables import CsvLines, DocumentReader, JsonLines, TextReader
+
+EVENTS = "tfevents"
+# In the name of event files that a review wrote: they are findings, not logs.
+REVIEWED = "fastvim-review"
+CSV_ENDINGS = {".csv", ".tsv", ".txt"}
+LINES_ENDINGS = {".jsonl", ".ndjson"}
+# In a folder only these JSON documents are logs by their name; others are configurations.
+DOCUMENTS = {"trainer_state.json", "metrics.json", "history.json", "log_history.json"}
+
+Reader = EventReader | TextReader | DocumentReader
+
+
+@dataclass
+class Log:
+    """A run's log: the files that make it up, in the order they were written, with readers.
+
+    `searched` says that it was found in a folder, not named, so it may hold no loss.
+    """
+
+    path: Path
+    readers: list[Reader]
+    searched: bool = False
+
+    def poll(self, patient: bool = False) -> None:
+        """Read what was added to every file; a `patient` one waits for a JSON file half written.
+
+        Raises UserError.
+        """
+        for reader in self.readers:
+            try:
+                reader.poll()
+            except OSError as error:
+                raise UserError(f"cannot read {reader.path}: {error.strerror}") from error
+            except ValueError as error:
+                if not patient:
+                    raise UserError(f"{reader.path} is not JSON: {error}") from error
+
+    def finish(self) -> None:
+        """The log is over: take last lines without an end."""
+        for reader in self.readers:
+            if isinstance(reader, TextReader):
+                reader.finish()
+
+    @property
+    def tags(self) -> list[str]:
+        """Every tag with values, in the order met."""
+        return list(dict.fromkeys(tag for reader in self.readers for tag in reader.curves))
+
+    def length(self, tag: str) -> int:
+        """How many values a tag has so far."""
+        return sum(len(r.curves[tag][1]) for r in self.readers if tag in r.curves)
+
+    def curve(self, tag: str) -> LoggedCurve:
+        """The values of a tag over all files so far."""
+        parts = [reader.curves[tag] for reader in self.readers if tag in reader.curves]
+        lost = [loss for reader in self.readers for loss in reader.lost]
+        steps = np.array([step for part in parts for step in part[0]], dtype=np.float64)
+        values = np.array([value for part in parts for value in part[1]], dtype=np.float64)
+        return LoggedCurve(str(self.path), tag, steps, values, lost)
+
+
+def find_logs(paths: Iterable[Path]) -> list[Log]:
+    """The logs at `paths`: files as they are, folders searched. Raises UserError where none is."""
+    logs: list[Log] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = _search(path)
+            if not found:
+                raise UserError(
+                    f"{path}: no log in this folder (looked for TensorBoard event files, .csv, "
+                    f".tsv, .jsonl, .ndjson, {', '.join(sorted(DOCUMENTS))})"
+                )
+            logs += found
+        elif path.is_file():
+            logs.append(Log(path, [_reader(path)]))
+        else:
+            raise UserError(f"{path}: no such file or folder{_beside(path)}")
+    return logs
+
+
+def read_curves(paths: Iterable[Path], tags: tuple[str, ...] = ()) -> list[LoggedCurve]:
+    """The curves to review of all logs at `paths`: those of `tags`, or every loss found.
+
+    tags: names or shell patterns. Raises UserError on a missing path, an empty or unreadable log,
+    and where no tag fits; a log found by searching a folder may lack the tag if another has it.
+    """
+    curves, empty, available = [], [], []
+    logs = find_logs(paths)
+    for log in logs:
+        log.poll()
+        log.finish()
+        chosen = tags_of(log, tags)
+        curves += [log.curve(tag) for tag in chosen]
+        if not chosen:
+            empty.append(log)
+            available += log.tags
+    if not curves:
+        choose_tags(sorted(set(available)), tags, ", ".join(str(log.path) for log in empty))
+    return curves
+
+
+def tags_of(log: Log, tags: tuple[str, ...]) -> list[str]:
+    """The tags to review of a log that was polled; none only for a log found by searching."""
+    if not log.tags and not log.searched:
+        lost = "; ".join(loss for reader in log.readers for loss in reader.lost)
+        raise UserError(f"{log.path}: no values in it" + (f" ({lost})" if lost else ""))
+    if log.searched and not tags and not any(map(is_loss, log.tags)):
+        return []
+    try:
+        return choose_tags(log.tags, tags, str(log.path))
+    except UserError:
+        if log.searched:
+            return []
+        raise
+
+
+def _search(folder: Path) -> list[Log]:
+    """One log for each folder with event files, else one for each table in it."""
+    files: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and _is_log(path):
+            files.setdefault(path.parent, []).append(path)
+    logs = []
+    for parent, members in files.items():
+        events = [path for path in members if EVENTS in path.name]
+        if events:
+            # A run that was resumed writes another file; the name holds the time of its start.
+            events.sort(key=_written)
+            logs.append(Log(parent, [EventReader(path) for path in events], True))
+        else:
+            logs += [Log(path, [_reader(path)], True) for path in members]
+    return _without_checkpoints(logs)
+
+
+def _without_checkpoints(logs: list[Log]) -> list[Log]:
+    """Of the trainer_state.json in checkpoint-N folders only the last, which holds the others."""
+    last: dict[Path, tuple[int, Log]] = {}
+    kept = []
+    for log in logs:
+        number = re.fullmatch(r"checkpoint-(\d+)", log.path.parent.name)
+        if log.path.name != "trainer_state.json" or not number:
+            kept.append(log)
+            continue
+        run, step = log.path.parent.parent, int(number[1])
+        if run not in last or step > last[run][0]:
+            last[run] = (step, log)
+    finished = {log.path.parent for log in kept if log.path.name == "trainer_state.json"}
+    return kept + [log for run, (_, log) in last.items() if run not in finished]
+
+
+def _is_log(path: Path) -> bool:
+    if REVIEWED in path.name:
+        return False
+    ending = path.suffix.lower()
+    known = ending in CSV_ENDINGS - {".txt"} or ending in LINES_ENDINGS or path.name in DOCUMENTS
+    return EVENTS in path.name or known
+
+
+def _written(path: Path) -> tuple[int, str]:
+    stamp = re.search(r"tfevents\.(\d+)", path.name)
+    return (int(stamp[1]) if stamp else 0, path.name)
+
+
+def _reader(path: Path) -> Reader:
+    """The reader for a file, by its name, or by its content where the name says nothing."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    ending = path.suffix.lower()
+    if EVENTS in path.name:
+        return EventReader(path)
+    if ending in LINES_ENDINGS:
+        return TextReader(path, JsonLines())
+    if ending in CSV_ENDINGS:
+        return TextReader(path, CsvLines())
+    if b"\0" in start:
+        return EventReader(path)
+    if start.lstrip()[:1] in (b"{", b"["):
+        return TextReader(path, JsonLines()) if _has_rows(start) else DocumentReader(path)
+    return TextReader(path, CsvLines())
+
+
+def _has_rows(start: bytes) -> bool:
+    """Whether the first line is a JSON object by itself: then the file is JSON lines."""
+    try:
+        return isinstance(json.loads(start.split(b"\n")[0]), dict) and b"\n" in start.strip()
+    except ValueError:
+        return False
+
+
+def _beside(path: Path) -> str:
+    """A hint at the nearest name in the folder of a missing path."""
+    if not path.parent.is_dir():
+        return ""
+    return nearest(path.name, [other.name for other in path.parent.iterdir()])

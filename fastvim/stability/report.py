@@ -1,0 +1,82 @@
+"""A review from paths to files: read, find, compare, write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvim.errors import UserError, nearest
+from fastvim.files import write_atomic
+from fastvim.stability.readers import read_curves
+from fastvim.stability.review import Review, compare, review_curves, to_json
+from fastvim.stability.review_plot import FORMATS
+
+STANDARD_OUTPUT = Path("-")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a review goes, None for not at all; `json` may be `-` for standard output."""
+
+    json: Path | None = None
+    plot: Path | None = None
+    html: Path | None = None
+    tensorboard: Path | None = None
+
+    def check(self, logs: Iterable[Path]) -> None:
+        """Raise UserError, before any work, on a format unknown or a log that would be lost."""
+        if self.plot is not None:
+            ending = self.plot.suffix.lstrip(".").lower()
+            if ending not in FORMATS:
+                raise UserError(
+                    f"--plot {self.plot}: the ending says the format, one of .{', .'.join(FORMATS)}"
+                    f"{nearest(ending, FORMATS)}"
+                )
+        for path in (self.json, self.plot, self.html):
+            if path is None or path == STANDARD_OUTPUT:
+                continue
+            if path.is_dir():
+                raise UserError(f"{path} is a folder; give the file to write")
+            if any(path.exists() and path.resolve() == Path(log).resolve() for log in logs):
+                raise UserError(f"{path} is one of the logs; writing it would overwrite the log")
+
+    def write(self, reviews: list[Review], baselines: list[Review]) -> tuple[str, list[Path]]:
+        """Write the files; the text for standard output and the paths written."""
+        written = []
+        everything = baselines + reviews
+        text = to_json(everything) if self.json == STANDARD_OUTPUT else ""
+        if self.json is not None and not text:
+            write_atomic(self.json, to_json(everything))
+            written.append(self.json)
+        if self.plot is not None:
+            from fastvim.stability.review_plot import plot
+
+            write_atomic(self.plot, plot(everything, self.plot.suffix[1:].lower(), baselines))
+            written.append(self.plot)
+        if self.html is not None:
+            from fastvim.stability.review_page import page
+
+            write_atomic(self.html, page(everything, baselines))
+            written.append(self.html)
+        if self.tensorboard is not None:
+            from fastvim.stability.overlay import write_overlay
+
+            written += write_overlay(everything, self.tensorboard)
+        return text, written
+
+
+def review_paths(
+    paths: Iterable[Path], tags: tuple[str, ...] = (), baseline: Path | None = None
+) -> tuple[list[Review], list[Review]]:
+    """The reviews of all logs at `paths`, and of the baseline, which is not among the first.
+
+    Raises UserError as reading does.
+    """
+    baselines = review_curves(read_curves([baseline], tags)) if baseline is not None else []
+    known = {entry.curve.path for entry in baselines}
+    curves = [curve for curve in read_curves(paths, tags) if curve.path not in known]
+    reviews = review_curves(curves)
+    if baselines:
+        compare(reviews, baselines)
+    return reviews, baselines

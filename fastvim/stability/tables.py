@@ -1,0 +1,213 @@
+"""Text logs, read line by line: CSV in the dialects frameworks write, and JSON lines.
+
+Known by test: plain CSV with or without a header, wandb's export (a column a run), TensorBoard's
+download, Lightning's metrics.csv with empty cells, Keras's CSVLogger, detectron2's and MMEngine's
+JSON lines, transformers' trainer_state.json, a history as lists.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastvim.stability.rows import Curves, Rows
+
+MISSING = {"", "none", "null", "na", "n/a", "-"}
+NOT_FINITE = {"nan", "inf", "infinity"}
+DELIMITERS = ",\t;"
+
+
+class CsvLines:
+    """Lines of a CSV file; the first tells the delimiter and whether there is a header."""
+
+    def __init__(self):
+        self.rows = Rows()
+        self.header: list[str] | None = None
+        self.delimiter = ","
+
+    def take(self, line: str) -> bool:
+        """Take a line; False if it cannot be read."""
+        if self.header is None:
+            self.delimiter = max(DELIMITERS, key=line.count)
+            cells = self._cells(line)
+            if any(_number(cell) is None and cell.lower() not in MISSING for cell in cells):
+                self.header = cells
+                return True
+            self.header = _names(len(cells))
+        cells = self._cells(line)
+        if cells == self.header:
+            # A resumed run wrote its header again.
+            return True
+        if len(cells) != len(self.header):
+            return False
+        row = {}
+        for name, cell in zip(self.header, cells, strict=True):
+            number = _number(cell)
+            if number is not None:
+                row[name] = number
+            elif cell.lower() not in MISSING and name in self.rows.curves:
+                # Text in a column of numbers is damage; a column of text is none.
+                return False
+        return self.rows.add(row)
+
+    def _cells(self, line: str) -> list[str]:
+        if '"' in line:
+            cells = next(csv.reader([line], delimiter=self.delimiter))
+        else:
+            cells = line.split(self.delimiter)
+        return [cell.strip() for cell in cells]
+
+
+class JsonLines:
+    """Lines of JSON objects; nested objects are named with slashes, other than numbers ignored."""
+
+    def __init__(self):
+        self.rows = Rows()
+
+    def take(self, line: str) -> bool:
+        """Take a line; False if it is not a JSON object."""
+        try:
+            document = json.loads(line)
+        except ValueError:
+            return False
+        return isinstance(document, dict) and self.take_object(document)
+
+    def take_object(self, document: dict) -> bool:
+        """Take an object that is a row."""
+        return self.rows.add(dict(_flat(document)))
+
+
+class TextReader:
+    """Reads a text log bit by bit: `poll()` takes the whole lines added since the last time.
+
+    `finish()` takes a last line that lacks its line end.
+    """
+
+    def __init__(self, path: Path, lines: CsvLines | JsonLines):
+        self.path = path
+        self.lines = lines
+        self.position = 0
+        self.line_number = 0
+        self.pending = b""
+        self.bad_lines: list[int] = []
+        self.torn = False
+
+    @property
+    def curves(self) -> Curves:
+        """Column or key to (steps, values) so far."""
+        return self.lines.rows.curves
+
+    def poll(self) -> None:
+        """Read the whole lines behind the last position. Raises OSError."""
+        if self.path.stat().st_size < self.position:
+            # Written anew: what was read is gone.
+            self.__init__(self.path, type(self.lines)())
+        with open(self.path, "rb") as file:
+            file.seek(self.position)
+            data = file.read()
+        self.position += len(data)
+        whole, end, self.pending = (self.pending + data).rpartition(b"\n")
+        if end:
+            self._take_lines(whole.split(b"\n"))
+
+    def finish(self) -> None:
+        """The log is over: its last line counts without its end, if it can be read."""
+        before = len(self.bad_lines)
+        self._take_lines([self.pending])
+        if len(self.bad_lines) > before:
+            self.bad_lines.pop()
+            self.torn = True
+        self.pending = b""
+
+    @property
+    def lost(self) -> list[str]:
+        """What could not be read, in words."""
+        losses = []
+        if self.bad_lines:
+            losses.append(
+                f"{self.path.name}: {len(self.bad_lines)} line(s) skipped, the first is line "
+                f"{self.bad_lines[0]}"
+            )
+        if self.torn:
+            losses.append(f"{self.path.name}: ends inside a line, cut off or being written")
+        return losses
+
+    def _take_lines(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self.line_number += 1
+            text = line.decode("utf-8-sig", errors="replace").rstrip("\r")
+            if text.strip() and not self.lines.take(text):
+                self.bad_lines.append(self.line_number)
+
+
+class DocumentReader:
+    """Reads a JSON file that is one document, whole each time it changes.
+
+    Either rows (a list of objects, or an object with one, like `log_history`) or columns (an
+    object of lists).
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.curves: Curves = {}
+        self.lost: list[str] = []
+        self.stamp: tuple[int, int] | None = None
+
+    def poll(self) -> None:
+        """Read the file again if it changed. Raises OSError, and ValueError while it is no JSON."""
+        status = self.path.stat()
+        stamp = (status.st_mtime_ns, status.st_size)
+        if stamp != self.stamp:
+            self.curves = document_curves(json.loads(self.path.read_bytes()))
+            self.stamp = stamp
+
+    def finish(self) -> None:
+        """Nothing is pending."""
+
+
+def document_curves(document: object) -> Curves:
+    """Curves of a parsed JSON document; empty where it holds none."""
+    if isinstance(document, dict):
+        for key in ("log_history", "history", "logs"):
+            if isinstance(document.get(key), list | dict):
+                return document_curves(document[key])
+        columns = {key: value for key, value in document.items() if isinstance(value, list)}
+        if not columns:
+            return {}
+        length = max(map(len, columns.values()))
+        document = [
+            {key: column[i] for key, column in columns.items() if i < len(column)}
+            for i in range(length)
+        ]
+    lines = JsonLines()
+    for row in document if isinstance(document, list) else []:
+        if isinstance(row, dict):
+            lines.take_object(row)
+    return lines.rows.curves
+
+
+def _names(columns: int) -> list[str]:
+    """Names of a table without a header: the value, the step before it, or bare numbers."""
+    if columns <= 2:
+        return ["step", "value"][-columns:]
+    return [f"column {i + 1}" for i in range(columns)]
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _flat(document: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of nested objects by path; NaN and infinity also as the words some writers use."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+            continue
+        word = isinstance(value, str) and value.lower().lstrip("+-") in NOT_FINITE
+        if word or (isinstance(value, int | float) and not isinstance(value, bool)):
+            yield f"{prefix}{key}", float(value)
