@@ -1,13 +1,81 @@
-"""The compiled CPU kernels: a plain C++ library without Python in it, loaded by ctypes."""
+"""The compiled CPU kernels: a plain C++ library without Python in it, loaded by ctypes.
+
+The structures mirror csrc/interface.h field by field.
+"""
 
 import ctypes
 import sysconfig
 from pathlib import Path
 
-# Imported first, so that the library finds torch's OpenMP runtime already loaded: one serves both.
+# Imported first: the library is linked to no OpenMP runtime and takes the one torch has loaded.
 import torch  # noqa: F401
 
 _PATH = Path(__file__).parent / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def _fields(description: str) -> list[tuple[str, type]]:
+    """ctypes fields from "name name*count | name ...": integers | pointers, alternating."""
+    fields = []
+    for part, kind in zip(description.split("|"), _alternating(), strict=False):
+        for word in part.split():
+            name, _, count = word.partition("*")
+            fields.append((name, kind * int(count) if count else kind))
+    return fields
+
+
+def _alternating():
+    while True:
+        yield ctypes.c_int64
+        yield ctypes.c_void_p
+
+
+class ScanCall(ctypes.Structure):
+    """`ScanCall` of csrc/interface.h."""
+
+    _fields_ = _fields(
+        "batch channels length states threads softplus | u delta z |"
+        "u_stride*3 delta_stride*3 z_stride*3 | A | A_stride*2 | B C |"
+        "B_stride*4 C_stride*4 B_shared C_shared | D bias y | y_stride*3 | state"
+    )
+
+
+class ScanGradients(ctypes.Structure):
+    """`ScanGradients` of csrc/interface.h."""
+
+    _fields_ = (
+        ("forward", ScanCall),
+        *_fields(
+            "| y state | y_stride*3 state_stride*3 | u delta z |"
+            "u_stride*3 delta_stride*3 z_stride*3 | A B C | B_stride*4 C_stride*4 | D bias"
+        ),
+    )
+
+
+class MixerCall(ctypes.Structure):
+    """`MixerCall` of csrc/interface.h."""
+
+    _fields_ = (
+        *_fields("batch length channels steps width threads pooling gate"),
+        ("scale", ctypes.c_double),
+        ("merge", ctypes.c_double),
+        ("eps", ctypes.c_double),
+        *_fields(
+            "| x z | x_stride*2 | conv_weight conv_bias skip norm_weight norm_bias "
+            "order step reverse_step | order_stride step_stride reverse_step_stride |"
+            "out pooled scanned grad_out grad_scanned grad_pooled grad_x grad_z grad_conv_weight "
+            "grad_conv_bias grad_skip grad_norm_weight grad_norm_bias"
+        ),
+    )
+
+
+_ENTRIES = {
+    "fastvim_scan_forward": ScanCall,
+    "fastvim_scan_backward": ScanGradients,
+    "fastvim_mixer_convolve": MixerCall,
+    "fastvim_mixer_finish": MixerCall,
+    "fastvim_mixer_finish_backward": MixerCall,
+    "fastvim_mixer_convolve_backward": MixerCall,
+}
 
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
@@ -17,9 +85,16 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             "install g++ or clang++, then install fastvim again"
         )
     try:
-        return ctypes.CDLL(str(_PATH)), None
+        library = ctypes.CDLL(str(_PATH))
     except OSError as error:
         return None, f"its library does not load: {error}"
+    for name, structure in _ENTRIES.items():
+        entry = getattr(library, name)
+        entry.argtypes = (ctypes.POINTER(structure), ctypes.c_int)
+        entry.restype = ctypes.c_int
+    library.fastvim_level.restype = ctypes.c_char_p
+    library.fastvim_set_level.argtypes = (ctypes.c_char_p,)
+    return library, None
 
 
 # ctypes releases the interpreter lock during calls. REASON is None when the library works.

@@ -4,15 +4,16 @@
 torch.compile and FLOP counters accept them. Axes are named in `reference.py`.
 """
 
+import contextlib
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from fastvim.kernels import backends, reference
+from fastvim.kernels import backends, cpu, reference
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
 _WEIGHTS = len(MixerWeights._fields)
 
 
@@ -38,6 +39,14 @@ def selective_scan(
     backend = backends.choose(u.device.type, u.dtype)
     y, state = _selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
     return (y, state) if return_last_state else y
+
+
+def _no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """The operators choose their own precision: autocast must not reach the products inside."""
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
@@ -78,9 +87,10 @@ def _selective_scan(
     delta_softplus: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _IMPLEMENTATIONS[backend].selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus
-    )
+    with _no_autocast(u):
+        return _IMPLEMENTATIONS[backend].selective_scan(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus
+        )
 
 
 @_selective_scan.register_fake
@@ -106,9 +116,10 @@ def _selective_scan_backward(
     backend: str,
 ) -> list[Tensor]:
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    return _IMPLEMENTATIONS[backend].selective_scan_backward(
-        grad_y, grad_state, inputs, delta_softplus
-    )
+    with _no_autocast(u):
+        return _IMPLEMENTATIONS[backend].selective_scan_backward(
+            grad_y, grad_state, inputs, delta_softplus
+        )
 
 
 @_selective_scan_backward.register_fake
@@ -207,9 +218,10 @@ def _pooled_mixer(
         conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_weight, norm_bias
     )
     layout = ScanLayout(order, steps, reverse_steps, n_steps)
-    return _IMPLEMENTATIONS[backend].pooled_mixer(
-        xz, weights, layout, pooling, scale, merge, gate, eps
-    )
+    with _no_autocast(xz):
+        return _IMPLEMENTATIONS[backend].pooled_mixer(
+            xz, weights, layout, pooling, scale, merge, gate, eps
+        )
 
 
 @_pooled_mixer.register_fake
@@ -253,19 +265,11 @@ def _pooled_mixer_backward(
         conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_weight, norm_bias
     )
     layout = ScanLayout(order, steps, reverse_steps, n_steps)
-    return _IMPLEMENTATIONS[backend].pooled_mixer_backward(
-        grad_out,
-        xz,
-        weights,
-        layout,
-        pooled,
-        scanned,
-        pooling=pooling,
-        scale=scale,
-        merge=merge,
-        gate=gate,
-        eps=eps,
-    )
+    settings = {"pooling": pooling, "scale": scale, "merge": merge, "gate": gate, "eps": eps}
+    with _no_autocast(xz):
+        return _IMPLEMENTATIONS[backend].pooled_mixer_backward(
+            grad_out, xz, weights, layout, pooled, scanned, **settings
+        )
 
 
 @_pooled_mixer_backward.register_fake

@@ -184,10 +184,13 @@ def _vector_jacobian_product(
 ) -> list[Tensor]:
     """Gradients by running `function` again under autograd.
 
-    A registered operator runs below autograd; the guard lifts that for the recomputation.
+    A registered operator runs below autograd; the guard lifts that for the recomputation, and no
+    other exclusion: lifting autocast's too would switch it on, in bfloat16, asked for or not.
     """
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for name in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        exclude = exclude.remove(getattr(torch._C.DispatchKey, name))
     include = torch._C._dispatch_tls_local_include_set()
-    exclude = torch._C._dispatch_tls_local_exclude_set() & torch._C._after_autograd_keyset
     with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         outputs = function(*leaves)

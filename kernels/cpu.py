@@ -1,0 +1,425 @@
+"""The `cpu` backend: C++ kernels around PyTorch's small matrix products.
+
+The functions are those of `reference.py`, with its axes; float32 and float64 on the CPU.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastvim.kernels.native import LIBRARY, MixerCall, ScanCall, ScanGradients
+from fastvim.kernels.reference import MixerWeights, ScanLayout
+
+_POOLING = {"mean": 1, "sum": 2, "max": 3}
+
+
+def _run(name: str, call: ScanCall | ScanGradients | MixerCall, dtype: torch.dtype) -> None:
+    status = getattr(LIBRARY, name)(call, dtype == torch.float64)
+    if status == 1:
+        raise MemoryError(f"{name}: no memory for the kernel's scratch space")
+    if status == 2:
+        raise ValueError(
+            "layout: order must be a permutation of the tokens, and steps and reverse_steps "
+            "numbers from 0 to n_steps - 1"
+        )
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class _View(NamedTuple):
+    """Where the kernels find a tensor: address, and strides in the order they take them."""
+
+    pointer: int | None
+    strides: tuple[int, ...]
+
+
+_NOTHING = _View(None, (0, 0, 0))
+
+
+def _view(tensor: Tensor | None) -> _View:
+    return _NOTHING if tensor is None else _View(tensor.data_ptr(), tensor.stride())
+
+
+def _matrix_view(matrix: Tensor, channels: int) -> tuple[_View, int]:
+    """B or C with strides (batch, group, state, time), and how many channels share a group.
+
+    0 channels stand for a matrix (D, N) that is fixed in time.
+    """
+    stride = matrix.stride()
+    if matrix.dim() == 2:
+        return _View(matrix.data_ptr(), (0, stride[0], stride[1], 0)), 0
+    if matrix.dim() == 3:
+        return _View(matrix.data_ptr(), (stride[0], 0, stride[1], stride[2])), channels
+    return _View(matrix.data_ptr(), stride), channels // max(matrix.shape[1], 1)
+
+
+def _steps_view(steps: Tensor, direction: int) -> _View:
+    """Channel-last steps (B, S, D) with strides (batch, channel, time) as a direction walks them."""
+    batch, time, channel = steps.stride()
+    if direction == 0:
+        return _View(steps.data_ptr(), (batch, channel, time))
+    last = steps.data_ptr() + (steps.shape[1] - 1) * time * steps.element_size()
+    return _View(last, (batch, channel, -time))
+
+
+def _steps_matrix_view(steps: Tensor, direction: int) -> _View:
+    """The same for B or C (B, S, N), with strides (batch, group, state, time)."""
+    pointer, (batch, state, time) = _steps_view(steps, direction)
+    return _View(pointer, (batch, 0, state, time))
+
+
+def _scan_call(
+    sizes: tuple[int, int, int, int],
+    softplus: bool,
+    u: _View,
+    delta: _View,
+    A: _View,
+    B: _View,
+    C: _View,
+    shared: tuple[int, int],
+    D: Tensor | None = None,
+    z: _View = _NOTHING,
+    bias: Tensor | None = None,
+    y: _View = _NOTHING,
+    state: Tensor | None = None,
+) -> ScanCall:
+    """`sizes` are batch, channels, length, states; `shared` as `_matrix_view` says for B and C."""
+    return ScanCall(
+        *sizes,
+        torch.get_num_threads(),
+        softplus,
+        u.pointer,
+        delta.pointer,
+        z.pointer,
+        u.strides,
+        delta.strides,
+        z.strides,
+        A.pointer,
+        A.strides,
+        B.pointer,
+        C.pointer,
+        B.strides,
+        C.strides,
+        *shared,
+        _pointer(D),
+        _pointer(bias),
+        y.pointer,
+        y.strides,
+        _pointer(state),
+    )
+
+
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _as(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> list[Tensor | None]:
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Selective scan; see `reference.selective_scan`. Strided inputs are read where they lie."""
+    delta, A, B, C, D, z, bias = _as((delta, A, B, C, D, z, delta_bias), u.dtype)
+    D, bias = _contiguous(D), _contiguous(bias)
+    y = u.new_empty(u.shape)
+    state = u.new_empty(u.shape[0], u.shape[1], A.shape[1])
+    call = _channel_first_call(u, delta, A, B, C, D, z, bias, delta_softplus, y, state)
+    _run("fastvim_scan_forward", call, u.dtype)
+    return y, state
+
+
+def _channel_first_call(u, delta, A, B, C, D, z, bias, softplus, y=None, state=None) -> ScanCall:
+    B_view, B_shared = _matrix_view(B, u.shape[1])
+    C_view, C_shared = _matrix_view(C, u.shape[1])
+    return _scan_call(
+        (*u.shape, A.shape[1]),
+        softplus,
+        _view(u),
+        _view(delta),
+        _view(A),
+        B_view,
+        C_view,
+        (B_shared, C_shared),
+        D,
+        _view(z),
+        bias,
+        _view(y),
+        state,
+    )
+
+
+def selective_scan_backward(
+    grad_y: Tensor, grad_state: Tensor, inputs: tuple[Tensor | None, ...], delta_softplus: bool
+) -> list[Tensor]:
+    """Gradients of `selective_scan` for each of its eight tensor inputs that is not None."""
+    u, delta, A, B, C, D, z, bias = _as(inputs, inputs[0].dtype)
+    D, bias = _contiguous(D), _contiguous(bias)
+    grads = [None if t is None else t.new_empty(t.shape) for t in (u, delta, A, B, C, D, z, bias)]
+    if u.numel() == 0:
+        for grad in grads:
+            if grad is not None:
+                grad.zero_()
+    else:
+        grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias = grads
+        arguments = _scan_gradients(
+            _channel_first_call(u, delta, A, B, C, D, z, bias, delta_softplus),
+            _view(grad_y),
+            _view(grad_state),
+            _view(grad_u),
+            _view(grad_delta),
+            _view(grad_z),
+            grad_A,
+            _matrix_view(grad_B, u.shape[1])[0],
+            _matrix_view(grad_C, u.shape[1])[0],
+            grad_D,
+            grad_bias,
+        )
+        _run("fastvim_scan_backward", arguments, u.dtype)
+    return [
+        grad.to(given.dtype) for grad, given in zip(grads, inputs, strict=True) if grad is not None
+    ]
+
+
+def _scan_gradients(
+    call: ScanCall,
+    y: _View,
+    state: _View,
+    u: _View,
+    delta: _View,
+    z: _View,
+    A: Tensor,
+    B: _View,
+    C: _View,
+    D: Tensor | None,
+    bias: Tensor,
+) -> ScanGradients:
+    """`y` and `state` are the gradients that come in, the others those to fill."""
+    return ScanGradients(
+        call,
+        y.pointer,
+        state.pointer,
+        y.strides,
+        state.strides,
+        u.pointer,
+        delta.pointer,
+        z.pointer,
+        u.strides,
+        delta.strides,
+        z.strides,
+        A.data_ptr(),
+        B.pointer,
+        C.pointer,
+        B.strides,
+        C.strides,
+        _pointer(D),
+        _pointer(bias),
+    )
+
+
+def _mixer_call(
+    xz: Tensor,
+    weights: MixerWeights,
+    layout: ScanLayout,
+    pooling: str,
+    scale: float,
+    merge: str,
+    gate: bool,
+    eps: float,
+) -> MixerCall:
+    batch, length, width = xz.shape
+    tables = (layout.order, layout.steps, layout.reverse_steps)
+    return MixerCall(
+        batch,
+        length,
+        width // 2,
+        length if layout.steps is None else layout.n_steps,
+        weights.conv_weight.shape[2],
+        torch.get_num_threads(),
+        _POOLING[pooling],
+        gate,
+        scale,
+        0.5 if merge == "mean" else 1.0,
+        eps,
+        xz.data_ptr(),
+        xz.data_ptr() + width // 2 * xz.element_size(),
+        xz.stride()[:2],
+        weights.conv_weight.data_ptr(),
+        _pointer(weights.conv_bias),
+        weights.D.data_ptr(),
+        _pointer(weights.norm_weight),
+        _pointer(weights.norm_bias),
+        *(_pointer(table) for table in tables),
+        *(length if table is not None and table.dim() == 2 else 0 for table in tables),
+    )
+
+
+def _prepare(
+    xz: Tensor, weights: MixerWeights, layout: ScanLayout
+) -> tuple[Tensor, MixerWeights, ScanLayout]:
+    """The same values as the kernels want them: one dtype, channels contiguous."""
+    weights = MixerWeights(*map(_contiguous, _as(weights, xz.dtype)))
+    tables = [
+        None if table is None else table.to(torch.int32).contiguous()
+        for table in (layout.order, layout.steps, layout.reverse_steps)
+    ]
+    if xz.stride(2) != 1:
+        xz = xz.contiguous()
+    return xz, weights, ScanLayout(*tables, layout.n_steps)
+
+
+def _project(pooled: Tensor, weights: MixerWeights) -> tuple[Tensor, Tensor]:
+    """x_proj's output (2, B, S, R + 2 N) and delta (2, B, S, D) before bias and softplus."""
+    directions, batch, steps, channels = pooled.shape
+    rank = weights.dt_proj.shape[2]
+    projected = torch.bmm(pooled.view(2, batch * steps, channels), weights.x_proj.transpose(1, 2))
+    delta = torch.bmm(projected[..., :rank], weights.dt_proj.transpose(1, 2))
+    return (
+        projected.view(directions, batch, steps, projected.shape[2]),
+        delta.view(directions, batch, steps, channels),
+    )
+
+
+def _direction_call(
+    direction: int,
+    pooled: Tensor,
+    projected: Tensor,
+    delta: Tensor,
+    weights: MixerWeights,
+    y: _View = _NOTHING,
+) -> ScanCall:
+    """The scan of one direction over its channel-last steps."""
+    batch, steps, channels = pooled.shape[1:]
+    rank, states = weights.dt_proj.shape[2], weights.A.shape[2]
+    matrices = projected[direction]
+    return _scan_call(
+        (batch, channels, steps, states),
+        True,
+        _steps_view(pooled[direction], direction),
+        _steps_view(delta[direction], direction),
+        _view(weights.A[direction]),
+        _steps_matrix_view(matrices[..., rank : rank + states], direction),
+        _steps_matrix_view(matrices[..., rank + states :], direction),
+        (channels, channels),
+        bias=weights.dt_bias[direction],
+        y=y,
+    )
+
+
+def pooled_mixer(
+    xz: Tensor,
+    weights: MixerWeights,
+    layout: ScanLayout,
+    pooling: str = "mean",
+    scale: float = 1.0,
+    merge: str = "mean",
+    gate: bool = True,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A mixer between its projections; see `reference.pooled_mixer`."""
+    xz, weights, layout = _prepare(xz, weights, layout)
+    call = _mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
+    out = xz.new_empty(call.batch, call.length, call.channels)
+    pooled = xz.new_empty(2, call.batch, call.steps, call.channels)
+    scanned = torch.empty_like(pooled)
+    call.out, call.pooled, call.scanned = out.data_ptr(), pooled.data_ptr(), scanned.data_ptr()
+    _run("fastvim_mixer_convolve", call, xz.dtype)
+    projected, delta = _project(pooled, weights)
+    for direction in (0, 1):
+        y = _steps_view(scanned[direction], direction)
+        scan = _direction_call(direction, pooled, projected, delta, weights, y)
+        _run("fastvim_scan_forward", scan, xz.dtype)
+    _run("fastvim_mixer_finish", call, xz.dtype)
+    return out, pooled, scanned
+
+
+def pooled_mixer_backward(
+    grad_out: Tensor,
+    xz: Tensor,
+    weights: MixerWeights,
+    layout: ScanLayout,
+    pooled: Tensor,
+    scanned: Tensor,
+    *,
+    pooling: str,
+    scale: float,
+    merge: str,
+    gate: bool,
+    eps: float,
+) -> list[Tensor]:
+    """Gradients of `pooled_mixer` for xz and each weight that is not None, in that order."""
+    given = (xz, *weights)
+    xz, weights, layout = _prepare(xz, weights, layout)
+    call = _mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
+    grad_out, pooled, scanned = grad_out.contiguous(), pooled.contiguous(), scanned.contiguous()
+    grad_xz = xz.new_empty(xz.shape)
+    grads = MixerWeights(*(None if w is None else torch.empty_like(w) for w in weights))
+    if xz.numel() == 0:
+        grads = MixerWeights(*(None if grad is None else grad.zero_() for grad in grads))
+    else:
+        # The skip, then the gradient of the merged directions, in one buffer.
+        merged = xz.new_empty(call.batch, call.length, call.channels)
+        grad_scanned = pooled.new_empty(1 if layout.reverse_steps is None else 2, *pooled.shape[1:])
+        call.out, call.scanned = merged.data_ptr(), scanned.data_ptr()
+        call.grad_out, call.grad_scanned = grad_out.data_ptr(), grad_scanned.data_ptr()
+        call.grad_x = grad_xz.data_ptr()
+        call.grad_z = grad_xz.data_ptr() + call.channels * xz.element_size()
+        call.grad_conv_weight = grads.conv_weight.data_ptr()
+        call.grad_conv_bias = _pointer(grads.conv_bias)
+        call.grad_skip = grads.D.data_ptr()
+        call.grad_norm_weight = _pointer(grads.norm_weight)
+        call.grad_norm_bias = _pointer(grads.norm_bias)
+        _run("fastvim_mixer_convolve", call, xz.dtype)
+        _run("fastvim_mixer_finish_backward", call, xz.dtype)
+        grad_pooled = _steps_backward(pooled, weights, grad_scanned, grads)
+        call.grad_pooled = grad_pooled.data_ptr()
+        _run("fastvim_mixer_convolve_backward", call, xz.dtype)
+    found = zip((grad_xz, *grads), given, strict=True)
+    return [grad.to(value.dtype) for grad, value in found if grad is not None]
+
+
+def _steps_backward(
+    pooled: Tensor, weights: MixerWeights, grad_scanned: Tensor, grads: MixerWeights
+) -> Tensor:
+    """The gradient of `pooled` through projections and scans; fills those of their weights."""
+    rank, states = weights.dt_proj.shape[2], weights.A.shape[2]
+    projected, delta = _project(pooled, weights)
+    grad_pooled, grad_delta = torch.empty_like(pooled), torch.empty_like(delta)
+    grad_projected = torch.empty_like(projected)
+    for direction in (0, 1):
+        matrices = grad_projected[direction]
+        arguments = _scan_gradients(
+            _direction_call(direction, pooled, projected, delta, weights),
+            _steps_view(grad_scanned[min(direction, grad_scanned.shape[0] - 1)], direction),
+            _NOTHING,
+            _steps_view(grad_pooled[direction], direction),
+            _steps_view(grad_delta[direction], direction),
+            _NOTHING,
+            grads.A[direction],
+            _steps_matrix_view(matrices[..., rank : rank + states], direction),
+            _steps_matrix_view(matrices[..., rank + states :], direction),
+            None,
+            grads.dt_bias[direction],
+        )
+        _run("fastvim_scan_backward", arguments, pooled.dtype)
+    flat_pooled, flat_grad_delta, flat_projected, flat_grad = (
+        tensor.view(2, -1, tensor.shape[3])
+        for tensor in (pooled, grad_delta, projected, grad_projected)
+    )
+    flat_grad[..., :rank] = torch.bmm(flat_grad_delta, weights.dt_proj)
+    torch.bmm(flat_grad_delta.transpose(1, 2), flat_projected[..., :rank], out=grads.dt_proj)
+    torch.bmm(flat_grad.transpose(1, 2), flat_pooled, out=grads.x_proj)
+    grad_pooled.view(flat_pooled.shape).baddbmm_(flat_grad, weights.x_proj)
+    return grad_pooled

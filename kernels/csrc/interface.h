@@ -1,0 +1,71 @@
+// What Python passes to the library: plain structs, mirrored field by field in native.py.
+//
+// Axes: B batch, L tokens (time of a scan), S steps, D channels, N states, K convolution width.
+// Strides count elements. A pointer may be null where the comment says so.
+#pragma once
+
+#include <cstdint>
+
+struct ScanCall {
+  int64_t batch, channels, length, states, threads, softplus;
+  // (batch, channel, time); a reversed scan starts at the last element with a negative stride.
+  const void *u, *delta, *z;  // z may be null
+  int64_t u_stride[3], delta_stride[3], z_stride[3];
+  const void* A;  // (D, N)
+  int64_t A_stride[2];
+  // (batch, group, state, time). `shared` channels have one group; 0 means a matrix (D, N) fixed
+  // in time, whose group is the channel.
+  const void *B, *C;
+  int64_t B_stride[4], C_stride[4], B_shared, C_shared;
+  const void *D, *bias;  // (D,), may be null
+  void* y;               // null in the backward
+  int64_t y_stride[3];
+  void* state;  // (B, D, N) contiguous, may be null
+};
+
+struct ScanGradients {
+  ScanCall forward;
+  const void *y, *state;  // gradients that come in; state (B, D, N) may be null
+  int64_t y_stride[3], state_stride[3];
+  void *u, *delta, *z;  // gradients that go out; z null where the forward has none
+  int64_t u_stride[3], delta_stride[3], z_stride[3];
+  void* A;         // (D, N) contiguous
+  void *B, *C;     // strided as given; (D, N) contiguous where fixed in time
+  int64_t B_stride[4], C_stride[4];
+  void *D, *bias;  // (D,) contiguous, may be null
+};
+
+enum Pooling : int64_t { kNone = 0, kMean = 1, kSum = 2, kMax = 3 };
+
+struct MixerCall {
+  int64_t batch, length, channels, steps, width, threads, pooling, gate;
+  double scale, merge, eps;
+  const void *x, *z;  // channels contiguous
+  int64_t x_stride[2];  // (batch, token), of z too
+  const void *conv_weight, *conv_bias, *skip;  // (2, D, K), (2, D) or null, (2, D)
+  const void *norm_weight, *norm_bias;         // (D,) or null
+  const int32_t *order, *step, *reverse_step;  // (L,) or (B, L) or null
+  int64_t order_stride, step_stride, reverse_step_stride;  // of the batch, 0 if shared
+  void *out;      // (B, L, D) contiguous: the output; in the backward the skip, then its gradient
+  void *pooled;   // (2, B, S, D), null in the backward
+  const void *scanned;  // (2, B, S, D)
+  // The backward.
+  const void *grad_out;  // (B, L, D) contiguous
+  void *grad_scanned;    // (2, B, S, D), or (1, B, S, D) where both directions share the steps
+  const void *grad_pooled;  // (2, B, S, D)
+  void *grad_x, *grad_z;    // strided as x and z of a contiguous (B, L, 2 D)
+  void *grad_conv_weight, *grad_conv_bias, *grad_skip;  // as their weights, bias may be null
+  void *grad_norm_weight, *grad_norm_bias;              // (D,) or null
+};
+
+enum Status : int { kDone = 0, kNoMemory = 1, kBadTable = 2 };
+
+// One instruction set's kernels, each for float and double.
+struct Kernels {
+  int (*scan_forward[2])(const ScanCall&);
+  int (*scan_backward[2])(const ScanGradients&);
+  int (*mixer_convolve[2])(const MixerCall&);
+  int (*mixer_finish[2])(const MixerCall&);
+  int (*mixer_finish_backward[2])(const MixerCall&);
+  int (*mixer_convolve_backward[2])(const MixerCall&);
+};

@@ -1,0 +1,22 @@
+// All kernels at one instruction set. A file that includes this defines FASTVIM_LEVEL, the namespace,
+// and FASTVIM_BYTES, the size of a vector, after switching the compiler to that set.
+#include "vector.h"
+#include "parallel.h"
+#include "scan.h"
+#include "scan_backward.h"
+#include "mixer.h"
+#include "mixer_backward.h"
+
+namespace FASTVIM_LEVEL {
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    {scan_forward<float>, scan_forward<double>},
+    {scan_backward<float>, scan_backward<double>},
+    {mixer_convolve<float>, mixer_convolve<double>},
+    {mixer_finish<float>, mixer_finish<double>},
+    {mixer_finish_backward<float>, mixer_finish_backward<double>},
+    {mixer_convolve_backward<float>, mixer_convolve_backward<double>},
+};
+
+}  // namespace FASTVIM_LEVEL

@@ -1,0 +1,85 @@
+// Threads and scratch memory. No std templates: code instantiated here may use AVX-512, and the
+// linker would be free to keep that copy of a shared std template for processors without it.
+
+// The OpenMP runtime is the one torch has loaded, whatever its file is called: the library is not
+// linked to any, and these resolve in the process. Without one, everything runs on one thread.
+extern "C" {
+void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));
+int omp_get_thread_num() __attribute__((weak));
+int omp_get_num_threads() __attribute__((weak));
+}
+
+namespace FASTVIM_LEVEL {
+
+template <class Job>
+static void run_job(void* job) {
+  static_cast<Job*>(job)->run(omp_get_thread_num(), omp_get_num_threads());
+}
+
+// Calls job.run(thread, threads) on each thread; a job may get fewer threads than it asked for.
+template <class Job>
+static void parallel(int64_t threads, Job& job) {
+  if (threads <= 1 || !GOMP_parallel || !omp_get_thread_num || !omp_get_num_threads)
+    job.run(0, 1);
+  else
+    GOMP_parallel(run_job<Job>, &job, unsigned(threads), 0);
+}
+
+template <class Int>
+INLINE Int least(Int a, Int b) {
+  return a < b ? a : b;
+}
+
+template <class Int>
+INLINE Int most(Int a, Int b) {
+  return a > b ? a : b;
+}
+
+INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The share of `items` of one thread: contiguous and the same in every call, so that sums a
+// thread accumulates are in a fixed order.
+struct Share {
+  int64_t begin, end;
+  Share(int64_t items, int thread, int threads)
+      : begin(items * thread / threads), end(items * (thread + 1) / threads) {}
+};
+
+// One allocation, cut into vector-aligned arrays: `reserve` them all, `allocate`, then `take` them
+// in the same order.
+class Scratch {
+ public:
+  template <class Element>
+  void reserve(int64_t count) {
+    size_ += padded<Element>(count);
+  }
+  bool allocate() {
+    next_ = nullptr;
+    if (posix_memalign(reinterpret_cast<void**>(&memory_), 64, size_t(size_ + 64))) {
+      memory_ = nullptr;
+      return false;
+    }
+    next_ = memory_;
+    return true;
+  }
+  template <class Element>
+  Element* take(int64_t count) {
+    char* here = next_;
+    next_ += padded<Element>(count);
+    return reinterpret_cast<Element*>(here);
+  }
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { free(memory_); }
+
+ private:
+  template <class Element>
+  static int64_t padded(int64_t count) {
+    return (count * int64_t(sizeof(Element)) + 63) / 64 * 64;
+  }
+  int64_t size_ = 0;
+  char *memory_ = nullptr, *next_ = nullptr;
+};
+
+}  // namespace FASTVIM_LEVEL
