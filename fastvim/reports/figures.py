@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from fastvim.analysis.costs import pareto_front
 from fastvim.reports.curves import loss_band, validation_band
@@ -95,6 +96,8 @@ def draw_curves(study: Study, narrow: bool = False) -> Figure | None:
             if band is not None:
                 _draw_band(panels[1], band, position, marker="o", markersize=3)
         panels[1].set(title=f"Validation {NAMES[study.plan.metric]}", xlabel="step")
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 7, integer=True))
     marks = _mark_handles(study)
     _legend(figure, study.variants, narrow, marks)
     return figure
@@ -211,25 +214,44 @@ def draw_costs(study: Study, narrow: bool = False) -> Figure | None:
         return None
     figure, panels = _panels(len(shown), narrow, height=3.3)
     for axes, (cost, label) in zip(panels, shown, strict=True):
+        shift = _side_by_side(axes, {name: x for name, (x, _, _) in points[cost].items()})
         for position, variant in enumerate(study.variants):
             if variant in points[cost]:
                 x, y, values = points[cost][variant]
+                x += shift[variant]
                 colour = look(position)["color"]
                 axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=1.2)
-                axes.plot(x, y, marker="osD"[position // 8 % 3], markersize=7, color=colour)
+                marker = "osD"[position // len(COLOURS) % 3]
+                axes.plot(x, y, marker=marker, markersize=7, color=colour)
         # A front is of what is cheap and accurate; a loss is better when it is lower.
         sign = -1 if metric == "loss" else 1
         front = pareto_front({n: (x, sign * y) for n, (x, y, _) in points[cost].items()})
         if len(front) > 1:
             x, y = zip(*(points[cost][name][:2] for name in front), strict=True)
             axes.plot(x, y, color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
-        axes.margins(0.14)
+        axes.margins(y=0.1)
         axes.set_xlabel(label)
-        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel(f"test {NAMES[metric]}")
     _legend(figure, study.variants, narrow, [])
     return figure
+
+
+def _side_by_side(axes: Axes, places: Mapping[str, float]) -> dict[str, float]:
+    """Set the axis's range, and say how far to shift each point off those of the same cost.
+
+    The range is never less than a fifth of the cost: smaller differences should look small.
+    """
+    low, high = min(places.values()), max(places.values())
+    half = max(0.6 * (high - low), 0.1 * high)
+    middle = (low + high) / 2
+    axes.set_xlim(middle - half, middle + half)
+    shift = {}
+    for name, place in places.items():
+        near = [other for other, x in places.items() if abs(x - place) < 0.02 * half]
+        shift[name] = (near.index(name) - (len(near) - 1) / 2) * 0.07 * half
+    return shift
 
 
 def _cost_points(study: Study, cost: str, convert: Callable) -> dict[str, tuple]:

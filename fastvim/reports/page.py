@@ -11,15 +11,15 @@ from markupsafe import Markup
 from fastvim.reports import figures, words
 from fastvim.reports.disagreements import disagreements
 from fastvim.reports.study import Study
-from fastvim.reports.tables import NAMES, PERCENT, difference, notes, spread
+from fastvim.reports.tables import NAMES, PERCENT, difference, spoken_on, spread
 
 # What each plot shows, for its caption and for those who cannot see it.
 CAPTIONS = {
     "curves": "Lines are means over seeds, bands reach from the lowest to the highest seed.",
     "differences": "Diamonds are means over seeds, bars their intervals, ticks single seeds. "
     "A bar that crosses zero leaves open which variant is better.",
-    "costs": "Bars reach from the lowest to the highest seed. The dashed line joins the variants "
-    "that none is both cheaper and better than.",
+    "costs": "Bars reach from the lowest to the highest seed; variants of equal cost stand side by "
+    "side. The dashed line joins the variants that no other beats in both cost and accuracy.",
 }
 COST_HEADS = {
     "parameters": ("parameters, M", lambda value: f"{value / 1e6:.3f}"),
@@ -48,7 +48,7 @@ def html_page(study: Study) -> str:
         study=study,
         title=f"{results['experiment']} ({results['profile']})",
         metric_name=NAMES[results["metric"]],
-        headline=words.headline(results),
+        answers=words.answers(results),
         sentences=[words.contrast_sentence(contrast) for contrast in results["contrasts"]],
         spikes=words.spike_sentence(results),
         variants=_variants(study),
@@ -58,7 +58,8 @@ def html_page(study: Study) -> str:
         disagreements=disagreements(study),
         plots=_plots(study),
         captions=CAPTIONS,
-        notes=notes(results),
+        notes=_notes(results),
+        other_claims=len(results["claims"]) - len(spoken_on(results)),
         differing=differing,
         shared=shared,
         environment=environments,
@@ -132,6 +133,15 @@ def _contrasts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return shown
 
 
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    """What could not be computed and why; variants with the same note share a line."""
+    said: dict[str, list[str]] = {}
+    for contrast in results["contrasts"]:
+        for note in contrast["notes"]:
+            said.setdefault(note, []).append(contrast["variant"])
+    return [f"{', '.join(names)}: {note}." for note, names in said.items()]
+
+
 def _environments(study: Study) -> tuple[dict[str, str], dict[str, list[str]]]:
     """What all runs share, and what differs: name -> values, in the order of the runs."""
     flat = []
@@ -187,7 +197,7 @@ def inline_svg(svg: str, prefix: str, description: str) -> Markup:
     # Only within tags: a variant may be called like a colour.
     body = re.sub(r"<[^>]+>", lambda tag: _themed(tag.group()), body)
     width = view_box.group(1).split()[2]
-    return Markup(  # noqa: S704
+    return Markup(
         f'<svg viewBox="{view_box.group(1)}" style="max-width:{float(width) * 1.35:.0f}px" '
         f'role="img"><title>{Markup.escape(description)}</title>{body}'
     )

@@ -90,11 +90,17 @@ def difference(contrast: Mapping, metric: str) -> str:
     digits = 2 if metric in PERCENT else 3
     if contrast["difference"] is None:
         return "-"
-    text = f"{contrast['difference']:+.{digits}f}"
+    text = signed(contrast["difference"], digits)
     if contrast["interval"] is None:
         return f"{text} [no interval]"
-    low, high = contrast["interval"]
-    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    low, high = (signed(end, digits) for end in contrast["interval"])
+    return f"{text} [{low}, {high}]"
+
+
+def signed(value: float, digits: int) -> str:
+    """`+1.20`; what rounds to nothing is `0.00`, without a sign."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def _verdict(name: str, results: Mapping[str, Any]) -> str:
@@ -164,13 +170,18 @@ def markdown(results: Mapping[str, Any]) -> str:
     text += [results["question"], ""] if results["question"] else []
     text += [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 2) + ["---"])]
     text += [_line(row) for row in rows(results)]
-    text += [""] + [f"- {note}" for note in notes(results)]
+    text += [""] + [f"- {_cell(note)}" for note in notes(results)]
     text += ["", f"Made by `{results['command']}`.", ""]
     return "\n".join(text)
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(text: str) -> str:
+    # A name from a foreign run may hold anything; Markdown would take tags as HTML.
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def csv_table(results: Mapping[str, Any]) -> str:

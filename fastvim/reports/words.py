@@ -1,10 +1,11 @@
 """What a comparison says, in sentences that claim no more than its interval does."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastvim.analysis.power import seeds_needed
-from fastvim.reports.tables import NAMES, PERCENT
+from fastvim.reports.tables import NAMES, PERCENT, signed, spoken_on
 
 HIGHER, LOWER, UNCLEAR, UNKNOWN = "higher", "lower", "unclear", "unknown"
 POWER = 0.8
@@ -40,24 +41,25 @@ def contrast_sentence(contrast: Mapping[str, Any]) -> str:
     difference = contrast["difference"]
     if difference is None:
         return f"{pair}: no seed was finished by both, so nothing can be compared."
+    digits = 2 if metric in PERCENT else 3
     direction = "higher" if difference > 0 else "lower"
-    seen = f"{amount(difference, metric)} {direction}" if difference else "the same"
+    nothing = round(difference, digits) == 0
+    seen = "the same" if nothing else f"{amount(difference, metric)} {direction}"
     seeds = len(contrast["seeds"])
     if contrast["interval"] is None:
         reason = contrast["notes"][0] if contrast["notes"] else "no interval can be given"
         return f"{pair}: {what} is {seen} here. {reason[0].upper()}{reason[1:]}."
-    digits = 2 if metric in PERCENT else 3
-    low, high = contrast["interval"]
+    low, high = (signed(end, digits) for end in contrast["interval"])
     family = f", Holm-corrected over {contrast['family']}" if contrast["family"] > 1 else ""
     evidence = (
-        f"{100 * contrast['confidence']:g} % interval [{low:+.{digits}f}, {high:+.{digits}f}], "
+        f"{100 * contrast['confidence']:g} % interval [{low}, {high}], "
         f"{contrast['method']} over {seeds} seeds; {p_text(contrast['p_holm'])}{family}"
     )
     if side(contrast) in (HIGHER, LOWER):
         return f"{pair}: {what} is {seen} ({evidence}). Chance alone seldom does this."
     return (
         f"{pair}: {what} is {seen} in the mean ({evidence}). That cannot be told from chance"
-        f"{_more_seeds(contrast)}."
+        f"{'' if nothing else _more_seeds(contrast)}."
     )
 
 
@@ -68,23 +70,32 @@ def _more_seeds(contrast: Mapping[str, Any]) -> str:
     needed = seeds_needed(contrast["sd"], contrast["difference"], POWER, level)
     return (
         f"; if the true difference is as large as the one seen, {needed.note} would show it "
-        f"({POWER:.0%} power)"
+        f"({100 * POWER:g} % power)"
     )
 
 
-def headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The answer: (a word, a sentence) for each claim, or for each contrast without any.
+@dataclass(frozen=True)
+class Answer:
+    """A `word` (a claim's verdict, else higher, lower, unclear or unknown), the `sentence` that
+    gives the reason, and the claim in words, empty where none is tested."""
 
-    The word is a claim's verdict, else `higher`, `lower`, `unclear` or `unknown`.
-    """
-    if results["claims"]:
-        said = []
-        for claim in results["claims"]:
-            needed = claim["seeds_needed"]
-            more = f" About {needed} seeds of each variant would settle it." if needed else ""
-            said.append((claim["verdict"], f"{claim['reason']}{more}"))
+    word: str
+    sentence: str
+    claim: str = ""
+
+
+def answers(results: Mapping[str, Any]) -> list[Answer]:
+    """The verdict on each claim that the evidence speaks on; without any, on each contrast."""
+    said = []
+    for claim in spoken_on(results):
+        needed = claim["seeds_needed"]
+        more = f" About {needed} seeds of each variant would settle it." if needed else ""
+        statement = claim["statement"].strip().rstrip(".")
+        words = f"Claim {claim['id']}: {statement} (published: {claim['published']})."
+        said.append(Answer(claim["verdict"], f"{claim['reason']}{more}", words))
+    if said:
         return said
-    return [(side(contrast), contrast_sentence(contrast)) for contrast in results["contrasts"]]
+    return [Answer(side(c), contrast_sentence(c)) for c in results["contrasts"]]
 
 
 def spike_sentence(results: Mapping[str, Any]) -> str:

@@ -1,0 +1,140 @@
+"""What TensorBoard shows beside the scalars that training wrote, under `<output>/runs`.
+
+Each run gets its hyperparameters, final figures and loss spikes; the folder itself (the run `.`)
+the question and the verdict, the variants laid over one another, and a few training images. A
+file is written again only when what it says has changed, so rebuilding piles nothing up.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastvim.reports import events
+from fastvim.reports.curves import Band, loss_band, validation_band
+from fastvim.reports.events import Record
+from fastvim.reports.examples import example_images
+from fastvim.reports.page import setting_text
+from fastvim.reports.study import Study, StudyRun
+from fastvim.reports.tables import NAMES, markdown
+from fastvim.reports.words import answers
+from fastvim.stability import Episode
+from fastvim.stability.episodes import CLASSES
+
+
+def write_board(study: Study, output: str | Path) -> None:
+    """Write what is missing or has changed under `<output>/runs`, where the study's runs lie.
+
+    Raises UserError where it cannot be written.
+    """
+    if not study.runs:
+        return
+    differing, _ = study.settings()
+    for directory, runs in _by_directory(study.runs).items():
+        events.write_events(directory, _of_run(runs, differing), _finished_at(runs[0]))
+    latest = max(_finished_at(run) for run in study.runs)
+    events.write_events(Path(output) / "runs", [*_overview(study), *_examples(study)], latest)
+
+
+def _by_directory(runs: Iterable[StudyRun]) -> dict[Path, list[StudyRun]]:
+    """Variants with the same settings share their runs."""
+    found: dict[Path, list[StudyRun]] = {}
+    for run in runs:
+        found.setdefault(run.record.directory, []).append(run)
+    return found
+
+
+def _finished_at(run: StudyRun) -> float:
+    return (run.record.directory / "result.json").stat().st_mtime
+
+
+def _of_run(runs: list[StudyRun], differing: Mapping[str, list]) -> list[Record]:
+    run, result = runs[0], runs[0].record.result
+    flat = run.record.run.config.flat()
+    hyperparameters = {
+        "variant": " = ".join(each.variant for each in runs),
+        "seed": float(run.seed),
+        **{name: _hyperparameter(flat.get(name)) for name in differing},
+    }
+    records = [(0, s) for s in events.session(hyperparameters, run.record.state == "done")]
+    figures = {
+        **{f"test/{name}": (result.get("metrics") or {}).get(name) for name in NAMES},
+        **{f"cost/{name}": value for name, value in (result.get("cost") or {}).items()},
+        "stability/loss_spikes": result.get("spikes"),
+    }
+    last = int(result.get("steps") or 0)
+    records += [(last, events.scalar(n, v)) for n, v in figures.items() if events.finite(v)]
+    records += [
+        (int(episode.peak_step), events.text("loss spikes", _episode_text(episode)))
+        for episode in run.curves.episodes
+    ]
+    return records
+
+
+def _hyperparameter(value: Any) -> str | float | bool:
+    if isinstance(value, (bool, float)):
+        return value
+    return float(value) if isinstance(value, int) else setting_text(value)
+
+
+def _episode_text(episode: Episode) -> str:
+    height = "not finite"
+    if math.isfinite(episode.height_value):
+        height = f"{episode.height_value:.3g} above the trend ({episode.height:.1f} deviations)"
+    back = "recovered" if episode.recovered else "not recovered"
+    return (
+        f"steps {episode.start_step:g} to {episode.end_step:g}, peak at {episode.peak_step:g}: "
+        f"{height}, {back}. Class: {CLASSES[episode.kind]}."
+    )
+
+
+def _overview(study: Study) -> list[Record]:
+    """Question and verdict, and the layout that lays variants over one another."""
+    said = "\n\n".join(f"**{a.word}**: {a.sentence}" for a in answers(study.results))
+    records = [(0, events.text("report", f"{said}\n\n{markdown(study.results)}"))]
+    charts = []
+    for title, bands in _bands(study).items():
+        tags = []
+        for variant, band in bands.items():
+            curves = {"mean": band.mean, "lowest": band.low, "highest": band.high}
+            names = {part: f"{title} of {variant}/{part}" for part in curves}
+            tags.append((names["mean"], names["lowest"], names["highest"]))
+            for part, curve in curves.items():
+                points = zip(band.steps, curve, strict=True)
+                records += [(int(step), events.scalar(names[part], v)) for step, v in points]
+        charts.append(events.bands_chart(f"{title}: mean and range over seeds", tags))
+    metric = study.plan.metric
+    every_run = [
+        events.lines_chart("training loss", ["^train/loss$"]),
+        events.lines_chart(f"validation {metric}", [f"^validation/val_{metric}$"]),
+    ]
+    layout = events.layout({"variants": charts, "every run": every_run})
+    return [*records, (0, layout)]
+
+
+def _bands(study: Study) -> dict[str, dict[str, Band]]:
+    """Title of a chart -> variant -> band."""
+    loss, validation = {}, {}
+    for variant in study.variants:
+        curves = [run.curves for run in study.runs_of(variant)]
+        found = loss_band(curves)
+        if found is not None:
+            loss[variant] = found[0]
+        band = validation_band(curves, f"val_{study.plan.metric}")
+        if band is not None:
+            validation[variant] = band
+    titled = {"training loss": loss, f"validation {study.plan.metric}": validation}
+    return {title: bands for title, bands in titled.items() if bands}
+
+
+def _examples(study: Study) -> list[Record]:
+    """A few training images after augmentation, once for each kind of data."""
+    records = []
+    for name, picture in example_images(study).items():
+        tag = f"training images of {name}"
+        if isinstance(picture, str):
+            records.append((0, events.text(tag, picture)))
+        else:
+            found = events.image(tag, picture.width, picture.height, picture.png)
+            records.append((0, found))
+    return records
