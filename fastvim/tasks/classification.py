@@ -58,7 +58,7 @@ class Classification:
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of images (B, C, H, W) and labels (B,) or mixed targets (B, classes)."""
-        logits = model(images).float()
+        logits = _at_least_float32(model(images))
         return (self._soft if targets.ndim == 2 else self._hard)(logits, targets)
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class Classification:
         """
         labels, predicted, within, losses = [], [], [], []
         for images, targets in batches:
-            logits = model(images).float()
+            logits = _at_least_float32(model(images))
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices
             labels.append(targets)
             predicted.append(best[:, 0])
@@ -83,6 +83,10 @@ class Classification:
         }
         predictions = {"label": label.to(torch.int16), "predicted": prediction.to(torch.int16)}
         return Evaluation(metrics, predictions)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _create(name: str, settings: dict, seed: int) -> nn.Module:

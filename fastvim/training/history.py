@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from fastvim.training.board import Board
 
 HISTORY_FILE = "history.csv"
 EVAL_FILE = "eval.csv"
@@ -31,6 +31,8 @@ class CsvLog:
             self._file.truncate(position)
             self._file.seek(position)
         else:
+            # A finished run's file may be shared by hard links, so it is replaced.
+            path.unlink(missing_ok=True)
             self._file = path.open("wb")
             self._file.write((",".join(columns) + "\n").encode())
         self._columns = columns
@@ -70,8 +72,7 @@ class History:
         if step == 0:
             for stale in directory.glob("events.out.tfevents.*"):
                 stale.unlink()
-        # TensorBoard hides what an interrupted process recorded beyond this step.
-        self._board = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        self._board = Board(directory, first_step=step + 1)
 
     def add_step(self, row: Mapping[str, float]) -> None:
         """Record one optimiser step in history.csv."""
@@ -79,9 +80,8 @@ class History:
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record values that are finite in TensorBoard."""
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._board.add_scalars(step, finite)
 
     def add_evaluation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Record an evaluation in eval.csv and TensorBoard."""

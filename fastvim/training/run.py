@@ -19,7 +19,7 @@ from fastvim.stability.episodes import NONFINITE
 from fastvim.training import costs, devices
 from fastvim.training.evaluation import CONFIG_FILE
 from fastvim.training.history import HISTORY_FILE, History, UnreadableHistory
-from fastvim.training.loop import Loop
+from fastvim.training.loop import Interrupted, Loop
 from fastvim.training.recipe import Recipe
 from fastvim.training.state import (
     STATE_FILE,
@@ -31,10 +31,22 @@ from fastvim.training.state import (
 )
 from fastvim.training.trainer import Trainer
 
+__all__ = ["Interrupted", "train_run"]
+
 RESULT_FILE = "result.json"
 ENVIRONMENT_FILE = "environment.json"
 PREDICTIONS_FILE = "predictions.safetensors"
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 
 
 def train_run(
