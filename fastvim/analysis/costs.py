@@ -74,8 +74,8 @@ def cost_ratio(
         exact=False,
         note=""
         if ends is not None
-        else f"{len(ratios)} repeats are too few for an interval at {100 * confidence:g} %: "
-        f"{_repeats_for(confidence)} are needed",
+        else f"an interval at {100 * confidence:g} % needs {_repeats_for(confidence)} interleaved "
+        f"repeats; there are {len(ratios)}",
     )
 
 

@@ -112,12 +112,6 @@ def test_costs_and_spikes():
             for name, counts, cost in (
                 (spikes.variant, [6, 5, 7], {}),
                 (spikes.baseline, [0, 1, 0], {}),
-                (claims["post-ssm-norm-cost"].variant, [0, 0, 0], {"train_images_per_second": 90}),
-                (
-                    claims["post-ssm-norm-cost"].baseline,
-                    [0, 0, 0],
-                    {"train_images_per_second": 100},
-                ),
             )
         ],
     }
@@ -127,7 +121,11 @@ def test_costs_and_spikes():
         "scale": {"device": "some CPU"},
         "variants": [
             {"name": "vim_tiny@224", "cost": {"gflops": 1.5, "ssm_seconds": [1.0, 1.1]}},
-            {"name": "fastvim_tiny@224", "cost": {"gflops": 1.0}},
+            {"name": "fastvim_tiny@224", "cost": {"gflops": 1.0, "images_per_second": 90}},
+            {
+                "name": "fastvim_tiny:post_ssm_norm=false@224",
+                "cost": {"images_per_second": 100},
+            },
             {"name": "vim_tiny@2048", "cost": {"images_per_second": [1.0] * 7}},
             {
                 "name": "fastvim_tiny@2048",
@@ -138,7 +136,7 @@ def test_costs_and_spikes():
     rows = rows_of([norm, profile])
     assert rows["post-ssm-norm-spikes"]["verdict"] == "consistent"
     assert rows["post-ssm-norm-cost"]["verdict"] == "unresolved"
-    assert "1 repeats are too few" in rows["post-ssm-norm-cost"]["reason"]
+    assert "needs 6 interleaved repeats" in rows["post-ssm-norm-cost"]["reason"]
     assert rows["post-ssm-norm-cost"]["estimate"] == 0.9
     assert rows["fewer-flops"]["verdict"] == "consistent"
     assert rows["fewer-flops"]["estimate"] == pytest.approx(2 / 3)

@@ -148,7 +148,7 @@ def test_ratios():
     assert judge_ratio(speed, faster, PAPER).verdict == "consistent"
     assert judge_ratio(speed, cost_ratio(seconds, seconds[::-1]), QUICK).verdict == "unresolved"
     few = judge_ratio(speed, cost_ratio(seconds[:3], [2.0, 2.1, 2.0]), QUICK)
-    assert few.verdict == "unresolved" and "too few" in few.reason
+    assert few.verdict == "unresolved" and "needs 6" in few.reason
     # Seven repeats carry 95 %, not the 99 % that a family of five asks for.
     assert judge_ratio(speed, faster, QUICK, family=5).verdict == "unresolved"
 
