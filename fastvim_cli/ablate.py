@@ -84,10 +84,11 @@ def _carry_out(plan, runs, store, jobs: int) -> int:
     from fastvim.experiments.runner import Stopped, StopRequest, carry_out
     from fastvim.experiments.store import FINAL
     from fastvim.experiments.workers import carry_out_with_jobs
-    from fastvim.reports.gather import gather
-    from fastvim.reports.tables import write_tables
+    from fastvim.reports.study import read_study
+    from fastvim.reports.tensorboard import write_board
+    from fastvim.reports.write import write_report
     from fastvim_cli.display import RunProgress, console
-    from fastvim_cli.tables import print_results
+    from fastvim_cli.tables import print_results, print_written
 
     this_command = shlex.join(["fastvim", *sys.argv[1:]])
     write_plan(store.output, plan, runs, this_command)
@@ -107,10 +108,11 @@ def _carry_out(plan, runs, store, jobs: int) -> int:
         except Stopped:
             progress.say(f"Stopped; everything is saved. To go on: {this_command}")
             return 128 + (stop.signal or 2)
-    results = gather(store.output)
-    write_tables(store.output, results)
-    print_results(console(), results)
-    click.echo(f"\nWritten to {store.output}: table.md, table.csv, results.json")
+    study = read_study(store.output)
+    written = write_report(study, store.output)
+    write_board(study, store.output)
+    print_results(console(), study.results)
+    print_written(store.output, written)
     return _report_failures(outcomes)
 
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+DEFAULT = Path("results")
+
 
 @click.command("claims")
-@click.argument("directory", type=click.Path(path_type=Path), default="results", metavar="[DIR]")
+@click.argument("directory", type=click.Path(path_type=Path), default=DEFAULT, metavar="[DIR]")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole ledger as JSON.")
 def command(directory: Path, as_json: bool):
     """List every claim: published value, our estimate, its scale, the verdict, how to reproduce.
@@ -20,16 +22,19 @@ def command(directory: Path, as_json: bool):
     import json
 
     from fastvim.analysis import ledger, load_claims
-    from fastvim.reports.gather import gather
+    from fastvim.reports.evidence import collect_results
 
-    folders = sorted(path.parent for path in directory.glob("**/experiment.json"))
-    rows = ledger(load_claims(), [gather(folder) for folder in folders])
+    absent = directory == DEFAULT and not directory.exists()
+    results, problems = ([], []) if absent else collect_results(directory)
+    rows = ledger(load_claims(), results)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
-        return
-    _print(rows)
-    if not folders:
-        click.echo(f"\nNo results under {directory} yet; run `fastvim ablate` first.")
+    else:
+        _print(rows)
+    for problem in problems:
+        click.echo(f"skipped: {problem}", err=True)
+    if not results:
+        click.echo(f"No results under {directory} yet; run `fastvim ablate` first.", err=True)
 
 
 def _print(rows: list[dict]) -> None:

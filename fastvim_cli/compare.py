@@ -1,38 +1,57 @@
 """`fastvim compare`: any runs or output folders side by side."""
 
-import shlex
 from pathlib import Path
 
 import click
+
+from fastvim_cli.options import format_option
 
 
 @click.command("compare")
 @click.argument(
     "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_DIR..."
 )
-@click.option(
-    "--metric", type=click.Choice(["top1", "top5", "loss"]), default="top1", show_default=True
-)
+@click.option("--metric", type=click.Choice(["top1", "top5", "loss"]), help="What is compared.")
+@click.option("--baseline", metavar="VARIANT", help="What the others are compared with.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Also write table.md, table.csv and results.json there.",
+    help="Also write the report there.",
 )
-def command(paths: tuple[Path, ...], metric: str, output: Path | None):
-    """Compare runs with those of the first variant, paired by seed.
+@format_option
+def command(
+    paths: tuple[Path, ...],
+    metric: str | None,
+    baseline: str | None,
+    output: Path | None,
+    formats: str | None,
+):
+    """Compare any runs, paired by seed: run directories and output folders, from anywhere.
+
+    Runs of one name and the same settings are seeds of one variant; the same name with other
+    settings makes another variant. The table says what differs; with --output the whole report
+    is written, as by `fastvim report`.
 
     \b
-    Example:
+    Examples:
       fastvim compare results/pooling-alternation-quick results/pooling-operator-quick
+      fastvim compare results/*/runs/mean-seed* results/*/runs/max-seed* -o mean-or-max
     """
+    from fastvim.errors import UserError
     from fastvim.reports.comparison import compare
-    from fastvim.reports.tables import write_tables
+    from fastvim.reports.write import parse_formats, write_report
     from fastvim_cli.display import console
-    from fastvim_cli.tables import print_results
+    from fastvim_cli.tables import print_differences, print_results, print_written
 
-    results = compare(paths, shlex.join(["fastvim", "compare", *map(str, paths)]), metric)
+    chosen = parse_formats(formats)
+    if formats is not None and output is None:
+        raise UserError("--format needs --output DIR, the folder to write to")
+    study = compare(paths, metric, baseline)
+    written = write_report(study, output, chosen) if output is not None else []
+    out = console()
+    print_results(out, study.results)
+    print_differences(out, study)
     if output is not None:
-        write_tables(output, results)
-    print_results(console(), results)
+        print_written(output, written)

@@ -101,6 +101,13 @@ output_option = click.option(
     help="Output folder.  [default: results/EXPERIMENT-PROFILE]",
 )
 
+format_option = click.option(
+    "--format",
+    "formats",
+    metavar="A,B",
+    help="Only these of html, md, csv, latex, json, png, svg.  [default: all]",
+)
+
 
 def planned(
     experiment: str,

@@ -1,25 +1,36 @@
-"""`fastvim report`: the tables of an output folder, from its runs alone."""
+"""`fastvim report`: everything that follows from the runs of an output folder."""
 
 from pathlib import Path
 
 import click
 
+from fastvim_cli.options import format_option
+
 
 @click.command("report")
 @click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-def command(directory: Path):
-    """Rebuild results.json, table.csv and table.md of an output folder from its run directories.
+@format_option
+def command(directory: Path, formats: str | None):
+    """Rebuild the report of an output folder from its run directories.
+
+    Writes report.html (one page, needs nothing else), table.md, table.csv, table.tex (booktabs),
+    results.json and the plots into DIR, and what TensorBoard shows beside the curves into
+    DIR/runs. Runs that are missing or damaged are named and not counted.
 
     \b
-    Example:
+    Examples:
       fastvim report results/pooling-alternation-quick
+      fastvim report results/pooling-alternation-quick --format latex,svg
     """
-    from fastvim.reports.gather import gather
-    from fastvim.reports.tables import write_tables
+    from fastvim.reports.comparison import study_of
+    from fastvim.reports.tensorboard import write_board
+    from fastvim.reports.write import parse_formats, write_report
     from fastvim_cli.display import console
-    from fastvim_cli.tables import print_results
+    from fastvim_cli.tables import print_results, print_written
 
-    results = gather(directory)
-    write_tables(directory, results)
-    print_results(console(), results)
-    click.echo(f"\nWritten to {directory}: table.md, table.csv, results.json")
+    chosen = parse_formats(formats)
+    study = study_of(directory)
+    written = write_report(study, directory, chosen)
+    write_board(study, directory)
+    print_results(console(), study.results)
+    print_written(directory, written)

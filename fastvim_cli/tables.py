@@ -1,11 +1,16 @@
 """The comparison on the terminal."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
+
+if TYPE_CHECKING:
+    from fastvim.reports.study import Study
 
 
 def print_results(out: Console, results: Mapping[str, Any]) -> None:
@@ -25,3 +30,25 @@ def print_results(out: Console, results: Mapping[str, Any]) -> None:
     out.print("")
     for note in notes(results):
         out.print(Padding(escape(note), (0, 0, 0, 2)))
+
+
+def print_differences(out: Console, study: "Study") -> None:
+    """The settings in which the variants differ."""
+    from fastvim.reports.page import setting_text
+    from fastvim_cli.display import table
+
+    differing, _ = study.settings()
+    if not differing:
+        out.print("\nThe variants have the same settings.")
+        return
+    grid = table("setting", *map(escape, study.variants))
+    for name, values in differing.items():
+        grid.add_row(escape(name), *(escape(setting_text(value)) for value in values))
+    out.print("")
+    out.print(grid)
+
+
+def print_written(folder: Path, written: Sequence[Path]) -> None:
+    """Which files were written to `folder`."""
+    names = ", ".join(str(path.relative_to(folder)) for path in written)
+    click.echo(f"\nWritten to {folder}: {names}")

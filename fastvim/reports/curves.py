@@ -45,7 +45,7 @@ def read_curves(directory: Path, problems: list[str]) -> RunCurves:
         for name, values in evaluations.items()
         if name not in ("step", "epoch")
     }
-    return RunCurves(steps, loss, validation, tuple(detect(steps, loss)))
+    return RunCurves(steps, loss, validation, tuple(detect(steps.tolist(), loss.tolist())))
 
 
 def _columns(path: Path, needed: Sequence[str], problems: list[str]) -> dict[str, np.ndarray]:

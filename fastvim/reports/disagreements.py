@@ -29,7 +29,7 @@ def disagreements(study: Study) -> list[PairDisagreement]:
     for contrast in study.results["contrasts"]:
         variant, baseline = contrast["variant"], contrast["baseline"]
         theirs = {run.seed: _predictions(run) for run in study.runs_of(baseline)}
-        pairs = {}
+        pairs: dict[int, tuple] = {}
         for run in study.runs_of(variant):
             own, other = _predictions(run), theirs.get(run.seed)
             if own is not None and other is not None:

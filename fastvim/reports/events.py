@@ -87,13 +87,10 @@ def lines_chart(title: str, tags: list[str]) -> layout_pb2.Chart:
     return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
 
 
-def bands_chart(title: str, bands: list[tuple[str, str, str]]) -> layout_pb2.Chart:
-    """Lines with bands: the tags of (value, lower end, upper end)."""
-    series = [
-        layout_pb2.MarginChartContent.Series(value=value, lower=lower, upper=upper)
-        for value, lower, upper in bands
-    ]
-    return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=series))
+def bands_chart(title: str, tags: tuple[str, str, str]) -> layout_pb2.Chart:
+    """A line with a band for each run that has the tags: value, lower end, upper end."""
+    series = layout_pb2.MarginChartContent.Series(value=tags[0], lower=tags[1], upper=tags[2])
+    return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
 
 
 def write_events(directory: Path, records: list[Record], wall_time: float) -> None:

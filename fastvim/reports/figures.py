@@ -36,7 +36,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 INK, MUTED, GRID, PAPER = "#14181d", "#59626c", "#d9dee3", "#ffffff"
 
 # Parsed as mathematics, a dollar in a variant's name would be an error.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 10,
@@ -271,7 +271,7 @@ def _panels(count: int, narrow: bool, height: float) -> tuple[Figure, Sequence[A
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         shape = (count, 1) if narrow else (1, count)
-        return figure, figure.subplots(*shape, squeeze=False).flatten()
+        return figure, figure.subplots(*shape, squeeze=False).flatten().tolist()
 
 
 def _legend(figure: Figure, variants: Sequence[str], narrow: bool, more: list) -> None:
@@ -279,7 +279,7 @@ def _legend(figure: Figure, variants: Sequence[str], narrow: bool, more: list) -
         Line2D([], [], linewidth=2.5, label=plain(name), **look(position))
         for position, name in enumerate(variants)
     ]
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(plain(name)) for name in variants)
     columns = max(1, min(len(handles) + len(more), (52 if narrow else 115) // (longest + 7)))
     with mpl.rc_context(STYLE):
         figure.legend(handles=[*handles, *more], loc="outside upper left", ncols=columns)

@@ -154,13 +154,14 @@ def _environments(study: Study) -> tuple[dict[str, str], dict[str, list[str]]]:
         values.pop("command", None)
         flat.append({**values, **packages, **backend})
     names = list(dict.fromkeys(name for values in flat for name in values))
-    shared, differing = {}, {}
+    shared: dict[str, str] = {}
+    differing: dict[str, list[str]] = {}
     for name in names:
-        values = list(dict.fromkeys(setting_text(each.get(name)) for each in flat))
-        if len(values) == 1:
-            shared[name] = values[0]
+        found = list(dict.fromkeys(setting_text(each.get(name)) for each in flat))
+        if len(found) == 1:
+            shared[name] = found[0]
         else:
-            differing[name] = values
+            differing[name] = found
     return shared, differing
 
 

@@ -1,11 +1,13 @@
 """What TensorBoard shows beside the scalars that training wrote, under `<output>/runs`.
 
-Each run gets its hyperparameters, final figures and loss spikes; the folder itself (the run `.`)
-the question and the verdict, the variants laid over one another, and a few training images. A
-file is written again only when what it says has changed, so rebuilding piles nothing up.
+Each run gets its hyperparameters, final figures and loss spikes; each variant, as a run of its
+own, the mean and range of its seeds; the folder itself (the run `.`) the verdict, a layout that
+lays the variants over one another, and a few training images. A file is written again only when
+what it says has changed, so rebuilding piles nothing up.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from fastvim.reports.words import answers
 from fastvim.stability import Episode
 from fastvim.stability.episodes import CLASSES
 
+# A leading dot keeps it from being taken for a run.
+VARIANTS = ".variants"
+BAND = ("mean", "lowest seed", "highest seed")
+
 
 def write_board(study: Study, output: str | Path) -> None:
     """Write what is missing or has changed under `<output>/runs`, where the study's runs lie.
@@ -33,7 +39,10 @@ def write_board(study: Study, output: str | Path) -> None:
     for directory, runs in _by_directory(study.runs).items():
         events.write_events(directory, _of_run(runs, differing), _finished_at(runs[0]))
     latest = max(_finished_at(run) for run in study.runs)
-    events.write_events(Path(output) / "runs", [*_overview(study), *_examples(study)], latest)
+    folder = Path(output) / "runs"
+    for directory, records in _of_variants(study, folder / VARIANTS).items():
+        events.write_events(directory, records, latest)
+    events.write_events(folder, [*_overview(study), *_examples(study)], latest)
 
 
 def _by_directory(runs: Iterable[StudyRun]) -> dict[Path, list[StudyRun]]:
@@ -53,14 +62,15 @@ def _of_run(runs: list[StudyRun], differing: Mapping[str, list]) -> list[Record]
     flat = run.record.run.config.flat()
     hyperparameters = {
         "variant": " = ".join(each.variant for each in runs),
-        "seed": float(run.seed),
+        "seed": str(run.seed),
         **{name: _hyperparameter(flat.get(name)) for name in differing},
     }
     records = [(0, s) for s in events.session(hyperparameters, run.record.state == "done")]
     figures = {
-        **{f"test/{name}": (result.get("metrics") or {}).get(name) for name in NAMES},
-        **{f"cost/{name}": value for name, value in (result.get("cost") or {}).items()},
-        "stability/loss_spikes": result.get("spikes"),
+        # The hparams plugin sorts by name and shows the first five: what matters comes first.
+        **{f"final/test_{name}": (result.get("metrics") or {}).get(name) for name in NAMES},
+        "final/loss_spikes": result.get("spikes"),
+        **{f"resources/{name}": value for name, value in (result.get("cost") or {}).items()},
     }
     last = int(result.get("steps") or 0)
     records += [(last, events.scalar(n, v)) for n, v in figures.items() if events.finite(v)]
@@ -89,42 +99,56 @@ def _episode_text(episode: Episode) -> str:
 
 
 def _overview(study: Study) -> list[Record]:
-    """Question and verdict, and the layout that lays variants over one another."""
+    """The verdict, and the layout that lays variants over one another."""
     said = "\n\n".join(f"**{a.word}**: {a.sentence}" for a in answers(study.results))
-    records = [(0, events.text("report", f"{said}\n\n{markdown(study.results)}"))]
-    charts = []
-    for title, bands in _bands(study).items():
-        tags = []
-        for variant, band in bands.items():
-            curves = {"mean": band.mean, "lowest": band.low, "highest": band.high}
-            names = {part: f"{title} of {variant}/{part}" for part in curves}
-            tags.append((names["mean"], names["lowest"], names["highest"]))
-            for part, curve in curves.items():
-                points = zip(band.steps, curve, strict=True)
-                records += [(int(step), events.scalar(names[part], v)) for step, v in points]
-        charts.append(events.bands_chart(f"{title}: mean and range over seeds", tags))
     metric = study.plan.metric
+    variants = [
+        events.bands_chart(f"{title}, mean and range over seeds", _band_tags(title))
+        for title in ("training loss", f"validation {metric}")
+    ]
     every_run = [
         events.lines_chart("training loss", ["^train/loss$"]),
         events.lines_chart(f"validation {metric}", [f"^validation/val_{metric}$"]),
     ]
-    layout = events.layout({"variants": charts, "every run": every_run})
-    return [*records, (0, layout)]
+    return [
+        (0, events.text("report", f"{said}\n\n{markdown(study.results)}")),
+        (0, events.layout({"variants": variants, "every run": every_run})),
+    ]
 
 
-def _bands(study: Study) -> dict[str, dict[str, Band]]:
-    """Title of a chart -> variant -> band."""
-    loss, validation = {}, {}
+def _band_tags(title: str) -> tuple[str, str, str]:
+    mean, low, high = (f"{title}/{part}" for part in BAND)
+    return mean, low, high
+
+
+def _of_variants(study: Study, folder: Path) -> dict[Path, list[Record]]:
+    """The curves of each variant over its seeds, by the directory for them."""
+    found: dict[Path, list[Record]] = {}
     for variant in study.variants:
         curves = [run.curves for run in study.runs_of(variant)]
-        found = loss_band(curves)
-        if found is not None:
-            loss[variant] = found[0]
-        band = validation_band(curves, f"val_{study.plan.metric}")
-        if band is not None:
-            validation[variant] = band
-    titled = {"training loss": loss, f"validation {study.plan.metric}": validation}
-    return {title: bands for title, bands in titled.items() if bands}
+        loss, metric = loss_band(curves), study.plan.metric
+        records = _of_band("training loss", loss[0] if loss else None)
+        band = validation_band(curves, f"val_{metric}")
+        records += _of_band(f"validation {metric}", band)
+        name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", variant).lstrip(".-")[:80] or "variant"
+        directory = folder / name
+        for number in range(2, len(study.variants) + 2):
+            if directory not in found:
+                break
+            directory = folder / f"{name}-{number}"
+        found[directory] = records
+    return found
+
+
+def _of_band(title: str, band: Band | None) -> list[Record]:
+    if band is None:
+        return []
+    curves = zip(_band_tags(title), (band.mean, band.low, band.high), strict=True)
+    return [
+        (int(step), events.scalar(tag, value))
+        for tag, curve in curves
+        for step, value in zip(band.steps, curve, strict=True)
+    ]
 
 
 def _examples(study: Study) -> list[Record]:

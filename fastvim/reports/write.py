@@ -32,36 +32,35 @@ def write_report(study: Study, output: str | Path, formats: Sequence[str] = FORM
     """Write `formats` to `output`: report.html, table.md, table.csv, table.tex, results.json and
     the plots under plots/. The paths written. Raises UserError where they cannot be."""
     output = Path(output)
-    files: dict[str, str | bytes] = {}
+    written: list[Path] = []
+
+    # The figures before the plots: what is written stays, should a later format fail.
+    def write(name: str, content: str | bytes) -> None:
+        write_atomic(output / name, content)
+        written.append(output / name)
+
     if "json" in formats:
-        text = json.dumps(study.results, indent=2, allow_nan=False)
-        files["results.json"] = f"{text}\n"
+        write("results.json", json.dumps(study.results, indent=2, allow_nan=False) + "\n")
     if "csv" in formats:
-        files["table.csv"] = csv_table(study.results)
+        write("table.csv", csv_table(study.results))
     if "md" in formats:
-        files["table.md"] = markdown(study.results)
+        write("table.md", markdown(study.results))
     if "latex" in formats:
         from fastvim.reports.latex import latex_table
 
-        files["table.tex"] = latex_table(study.results)
+        write("table.tex", latex_table(study.results))
     if "html" in formats:
         from fastvim.reports.page import html_page
 
-        files["report.html"] = html_page(study)
-    files |= _plots(study, [form for form in ("png", "svg") if form in formats])
-    for name, content in files.items():
-        write_atomic(output / name, content)
-    return [output / name for name in files]
+        write("report.html", html_page(study))
+    forms = [form for form in ("png", "svg") if form in formats]
+    if forms:
+        from fastvim.reports.figures import FIGURES, render
 
-
-def _plots(study: Study, forms: Sequence[str]) -> dict[str, bytes]:
-    if not forms:
-        return {}
-    from fastvim.reports.figures import FIGURES, render
-
-    found = {}
-    for name, draw in FIGURES.items():
-        figure = draw(study)
-        if figure is not None:
-            found |= {f"plots/{name}.{form}": render(figure, form, name) for form in forms}
-    return found
+        for name, draw in FIGURES.items():
+            figure = draw(study)
+            if figure is None:
+                continue
+            for form in forms:
+                write(f"plots/{name}.{form}", render(figure, form, name))
+    return written
