@@ -4,6 +4,7 @@
 """
 
 from fastvim.kernels.backends import available, use_backend
+from fastvim.kernels.flops import fvcore_handles
 from fastvim.kernels.operator import pooled_mixer, selective_scan
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
@@ -11,6 +12,7 @@ __all__ = [
     "MixerWeights",
     "ScanLayout",
     "available",
+    "fvcore_handles",
     "pooled_mixer",
     "selective_scan",
     "use_backend",

@@ -3,113 +3,12 @@
 The functions are those of `reference.py`, with its axes; float32 and float64 on the CPU.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from fastvim.kernels.native import LIBRARY, MixerCall, ScanCall, ScanGradients
+from fastvim.kernels import calls
+from fastvim.kernels.native import ScanCall
 from fastvim.kernels.reference import MixerWeights, ScanLayout
-
-_POOLING = {"mean": 1, "sum": 2, "max": 3}
-
-
-def _run(name: str, call: ScanCall | ScanGradients | MixerCall, dtype: torch.dtype) -> None:
-    status = getattr(LIBRARY, name)(call, dtype == torch.float64)
-    if status == 1:
-        raise MemoryError(f"{name}: no memory for the kernel's scratch space")
-    if status == 2:
-        raise ValueError(
-            "layout: order must be a permutation of the tokens, and steps and reverse_steps "
-            "numbers from 0 to n_steps - 1"
-        )
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-class _View(NamedTuple):
-    """Where the kernels find a tensor: address, and strides in the order they take them."""
-
-    pointer: int | None
-    strides: tuple[int, ...]
-
-
-_NOTHING = _View(None, (0, 0, 0))
-
-
-def _view(tensor: Tensor | None) -> _View:
-    return _NOTHING if tensor is None else _View(tensor.data_ptr(), tensor.stride())
-
-
-def _matrix_view(matrix: Tensor, channels: int) -> tuple[_View, int]:
-    """B or C with strides (batch, group, state, time), and how many channels share a group.
-
-    0 channels stand for a matrix (D, N) that is fixed in time.
-    """
-    stride = matrix.stride()
-    if matrix.dim() == 2:
-        return _View(matrix.data_ptr(), (0, stride[0], stride[1], 0)), 0
-    if matrix.dim() == 3:
-        return _View(matrix.data_ptr(), (stride[0], 0, stride[1], stride[2])), channels
-    return _View(matrix.data_ptr(), stride), channels // max(matrix.shape[1], 1)
-
-
-def _steps_view(steps: Tensor, direction: int) -> _View:
-    """Channel-last steps (B, S, D) with strides (batch, channel, time) as a direction walks them."""
-    batch, time, channel = steps.stride()
-    if direction == 0:
-        return _View(steps.data_ptr(), (batch, channel, time))
-    last = steps.data_ptr() + (steps.shape[1] - 1) * time * steps.element_size()
-    return _View(last, (batch, channel, -time))
-
-
-def _steps_matrix_view(steps: Tensor, direction: int) -> _View:
-    """The same for B or C (B, S, N), with strides (batch, group, state, time)."""
-    pointer, (batch, state, time) = _steps_view(steps, direction)
-    return _View(pointer, (batch, 0, state, time))
-
-
-def _scan_call(
-    sizes: tuple[int, int, int, int],
-    softplus: bool,
-    u: _View,
-    delta: _View,
-    A: _View,
-    B: _View,
-    C: _View,
-    shared: tuple[int, int],
-    D: Tensor | None = None,
-    z: _View = _NOTHING,
-    bias: Tensor | None = None,
-    y: _View = _NOTHING,
-    state: Tensor | None = None,
-) -> ScanCall:
-    """`sizes` are batch, channels, length, states; `shared` as `_matrix_view` says for B and C."""
-    return ScanCall(
-        *sizes,
-        torch.get_num_threads(),
-        softplus,
-        u.pointer,
-        delta.pointer,
-        z.pointer,
-        u.strides,
-        delta.strides,
-        z.strides,
-        A.pointer,
-        A.strides,
-        B.pointer,
-        C.pointer,
-        B.strides,
-        C.strides,
-        *shared,
-        _pointer(D),
-        _pointer(bias),
-        y.pointer,
-        y.strides,
-        _pointer(state),
-    )
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
@@ -136,29 +35,9 @@ def selective_scan(
     D, bias = _contiguous(D), _contiguous(bias)
     y = u.new_empty(u.shape)
     state = u.new_empty(u.shape[0], u.shape[1], A.shape[1])
-    call = _channel_first_call(u, delta, A, B, C, D, z, bias, delta_softplus, y, state)
-    _run("fastvim_scan_forward", call, u.dtype)
+    call = calls.channel_first_call(u, delta, A, B, C, D, z, bias, delta_softplus, y, state)
+    calls.run("fastvim_scan_forward", call, u.dtype)
     return y, state
-
-
-def _channel_first_call(u, delta, A, B, C, D, z, bias, softplus, y=None, state=None) -> ScanCall:
-    B_view, B_shared = _matrix_view(B, u.shape[1])
-    C_view, C_shared = _matrix_view(C, u.shape[1])
-    return _scan_call(
-        (*u.shape, A.shape[1]),
-        softplus,
-        _view(u),
-        _view(delta),
-        _view(A),
-        B_view,
-        C_view,
-        (B_shared, C_shared),
-        D,
-        _view(z),
-        bias,
-        _view(y),
-        state,
-    )
 
 
 def selective_scan_backward(
@@ -174,96 +53,23 @@ def selective_scan_backward(
                 grad.zero_()
     else:
         grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias = grads
-        arguments = _scan_gradients(
-            _channel_first_call(u, delta, A, B, C, D, z, bias, delta_softplus),
-            _view(grad_y),
-            _view(grad_state),
-            _view(grad_u),
-            _view(grad_delta),
-            _view(grad_z),
+        arguments = calls.scan_gradients(
+            calls.channel_first_call(u, delta, A, B, C, D, z, bias, delta_softplus),
+            calls.view(grad_y),
+            calls.view(grad_state),
+            calls.view(grad_u),
+            calls.view(grad_delta),
+            calls.view(grad_z),
             grad_A,
-            _matrix_view(grad_B, u.shape[1])[0],
-            _matrix_view(grad_C, u.shape[1])[0],
+            calls.matrix_view(grad_B, u.shape[1])[0],
+            calls.matrix_view(grad_C, u.shape[1])[0],
             grad_D,
             grad_bias,
         )
-        _run("fastvim_scan_backward", arguments, u.dtype)
+        calls.run("fastvim_scan_backward", arguments, u.dtype)
     return [
         grad.to(given.dtype) for grad, given in zip(grads, inputs, strict=True) if grad is not None
     ]
-
-
-def _scan_gradients(
-    call: ScanCall,
-    y: _View,
-    state: _View,
-    u: _View,
-    delta: _View,
-    z: _View,
-    A: Tensor,
-    B: _View,
-    C: _View,
-    D: Tensor | None,
-    bias: Tensor,
-) -> ScanGradients:
-    """`y` and `state` are the gradients that come in, the others those to fill."""
-    return ScanGradients(
-        call,
-        y.pointer,
-        state.pointer,
-        y.strides,
-        state.strides,
-        u.pointer,
-        delta.pointer,
-        z.pointer,
-        u.strides,
-        delta.strides,
-        z.strides,
-        A.data_ptr(),
-        B.pointer,
-        C.pointer,
-        B.strides,
-        C.strides,
-        _pointer(D),
-        _pointer(bias),
-    )
-
-
-def _mixer_call(
-    xz: Tensor,
-    weights: MixerWeights,
-    layout: ScanLayout,
-    pooling: str,
-    scale: float,
-    merge: str,
-    gate: bool,
-    eps: float,
-) -> MixerCall:
-    batch, length, width = xz.shape
-    tables = (layout.order, layout.steps, layout.reverse_steps)
-    return MixerCall(
-        batch,
-        length,
-        width // 2,
-        length if layout.steps is None else layout.n_steps,
-        weights.conv_weight.shape[2],
-        torch.get_num_threads(),
-        _POOLING[pooling],
-        gate,
-        scale,
-        0.5 if merge == "mean" else 1.0,
-        eps,
-        xz.data_ptr(),
-        xz.data_ptr() + width // 2 * xz.element_size(),
-        xz.stride()[:2],
-        weights.conv_weight.data_ptr(),
-        _pointer(weights.conv_bias),
-        weights.D.data_ptr(),
-        _pointer(weights.norm_weight),
-        _pointer(weights.norm_bias),
-        *(_pointer(table) for table in tables),
-        *(length if table is not None and table.dim() == 2 else 0 for table in tables),
-    )
 
 
 def _prepare(
@@ -298,20 +104,20 @@ def _direction_call(
     projected: Tensor,
     delta: Tensor,
     weights: MixerWeights,
-    y: _View = _NOTHING,
+    y: calls.View = calls.NOTHING,
 ) -> ScanCall:
     """The scan of one direction over its channel-last steps."""
     batch, steps, channels = pooled.shape[1:]
     rank, states = weights.dt_proj.shape[2], weights.A.shape[2]
     matrices = projected[direction]
-    return _scan_call(
+    return calls.scan_call(
         (batch, channels, steps, states),
         True,
-        _steps_view(pooled[direction], direction),
-        _steps_view(delta[direction], direction),
-        _view(weights.A[direction]),
-        _steps_matrix_view(matrices[..., rank : rank + states], direction),
-        _steps_matrix_view(matrices[..., rank + states :], direction),
+        calls.steps_view(pooled[direction], direction),
+        calls.steps_view(delta[direction], direction),
+        calls.view(weights.A[direction]),
+        calls.steps_matrix_view(matrices[..., rank : rank + states], direction),
+        calls.steps_matrix_view(matrices[..., rank + states :], direction),
         (channels, channels),
         bias=weights.dt_bias[direction],
         y=y,
@@ -330,18 +136,18 @@ def pooled_mixer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A mixer between its projections; see `reference.pooled_mixer`."""
     xz, weights, layout = _prepare(xz, weights, layout)
-    call = _mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
+    call = calls.mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
     out = xz.new_empty(call.batch, call.length, call.channels)
     pooled = xz.new_empty(2, call.batch, call.steps, call.channels)
     scanned = torch.empty_like(pooled)
     call.out, call.pooled, call.scanned = out.data_ptr(), pooled.data_ptr(), scanned.data_ptr()
-    _run("fastvim_mixer_convolve", call, xz.dtype)
+    calls.run("fastvim_mixer_convolve", call, xz.dtype)
     projected, delta = _project(pooled, weights)
     for direction in (0, 1):
-        y = _steps_view(scanned[direction], direction)
+        y = calls.steps_view(scanned[direction], direction)
         scan = _direction_call(direction, pooled, projected, delta, weights, y)
-        _run("fastvim_scan_forward", scan, xz.dtype)
-    _run("fastvim_mixer_finish", call, xz.dtype)
+        calls.run("fastvim_scan_forward", scan, xz.dtype)
+    calls.run("fastvim_mixer_finish", call, xz.dtype)
     return out, pooled, scanned
 
 
@@ -362,7 +168,7 @@ def pooled_mixer_backward(
     """Gradients of `pooled_mixer` for xz and each weight that is not None, in that order."""
     given = (xz, *weights)
     xz, weights, layout = _prepare(xz, weights, layout)
-    call = _mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
+    call = calls.mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
     grad_out, pooled, scanned = grad_out.contiguous(), pooled.contiguous(), scanned.contiguous()
     grad_xz = xz.new_empty(xz.shape)
     grads = MixerWeights(*(None if w is None else torch.empty_like(w) for w in weights))
@@ -377,15 +183,15 @@ def pooled_mixer_backward(
         call.grad_x = grad_xz.data_ptr()
         call.grad_z = grad_xz.data_ptr() + call.channels * xz.element_size()
         call.grad_conv_weight = grads.conv_weight.data_ptr()
-        call.grad_conv_bias = _pointer(grads.conv_bias)
+        call.grad_conv_bias = calls.pointer(grads.conv_bias)
         call.grad_skip = grads.D.data_ptr()
-        call.grad_norm_weight = _pointer(grads.norm_weight)
-        call.grad_norm_bias = _pointer(grads.norm_bias)
-        _run("fastvim_mixer_convolve", call, xz.dtype)
-        _run("fastvim_mixer_finish_backward", call, xz.dtype)
+        call.grad_norm_weight = calls.pointer(grads.norm_weight)
+        call.grad_norm_bias = calls.pointer(grads.norm_bias)
+        calls.run("fastvim_mixer_convolve", call, xz.dtype)
+        calls.run("fastvim_mixer_finish_backward", call, xz.dtype)
         grad_pooled = _steps_backward(pooled, weights, grad_scanned, grads)
         call.grad_pooled = grad_pooled.data_ptr()
-        _run("fastvim_mixer_convolve_backward", call, xz.dtype)
+        calls.run("fastvim_mixer_convolve_backward", call, xz.dtype)
     found = zip((grad_xz, *grads), given, strict=True)
     return [grad.to(value.dtype) for grad, value in found if grad is not None]
 
@@ -400,20 +206,20 @@ def _steps_backward(
     grad_projected = torch.empty_like(projected)
     for direction in (0, 1):
         matrices = grad_projected[direction]
-        arguments = _scan_gradients(
+        arguments = calls.scan_gradients(
             _direction_call(direction, pooled, projected, delta, weights),
-            _steps_view(grad_scanned[min(direction, grad_scanned.shape[0] - 1)], direction),
-            _NOTHING,
-            _steps_view(grad_pooled[direction], direction),
-            _steps_view(grad_delta[direction], direction),
-            _NOTHING,
+            calls.steps_view(grad_scanned[min(direction, grad_scanned.shape[0] - 1)], direction),
+            calls.NOTHING,
+            calls.steps_view(grad_pooled[direction], direction),
+            calls.steps_view(grad_delta[direction], direction),
+            calls.NOTHING,
             grads.A[direction],
-            _steps_matrix_view(matrices[..., rank : rank + states], direction),
-            _steps_matrix_view(matrices[..., rank + states :], direction),
+            calls.steps_matrix_view(matrices[..., rank : rank + states], direction),
+            calls.steps_matrix_view(matrices[..., rank + states :], direction),
             None,
             grads.dt_bias[direction],
         )
-        _run("fastvim_scan_backward", arguments, pooled.dtype)
+        calls.run("fastvim_scan_backward", arguments, pooled.dtype)
     flat_pooled, flat_grad_delta, flat_projected, flat_grad = (
         tensor.view(2, -1, tensor.shape[3])
         for tensor in (pooled, grad_delta, projected, grad_projected)

@@ -1,11 +1,10 @@
-"""The plain definition of the operators in PyTorch: any device, any dtype, the oracle of every test.
+"""The plain definition of the operators in PyTorch: any device and dtype, the oracle of the tests.
 
 Axes: B batch, L tokens, S steps of a scan, D channels (d_inner), N state size (d_state),
 G groups of channels that share B and C, K width of the convolution, R rank of delta.
 Half-precision inputs are computed in float32, and the result is rounded back.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -193,7 +192,9 @@ def _vector_jacobian_product(
     include = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        outputs = function(*leaves)
+        # Without tokens, the last state is a constant.
+        pairs = zip(function(*leaves), grads, strict=True)
+        outputs, grads = zip(*((o, g) for o, g in pairs if o.requires_grad), strict=True)
         found = torch.autograd.grad(outputs, leaves, grads, materialize_grads=True)
     return list(found)
 
@@ -215,9 +216,9 @@ def pooled_mixer(
     output of its step and adds D u. The directions are averaged (`merge="mean"`) or added
     (`"sum"`), normalised over the channels (LayerNorm, if there are norm weights) and multiplied
     by SiLU(z) (if `gate`). A `pooling` of one's own is called with u (B, L, D), the step of each
-    token and the direction, and gives (B, S, D). Returns the output (B, L, D) in memory order, in xz's dtype, and the
-    pooled and the scanned steps (2, B, S, D) of both directions, for the backward and for whoever
-    watches a training.
+    token and the direction, and gives (B, S, D). Returns the output (B, L, D) in memory order, in
+    xz's dtype, and the pooled and the scanned steps (2, B, S, D) of both directions, for the
+    backward and for whoever watches a training.
     """
     dtype = _compute_dtype(xz)
     weights = MixerWeights(*(w if w is None else w.to(dtype) for w in weights))

@@ -1,0 +1,174 @@
+"""The real work of the operators, for PyTorch's and fvcore's FLOP counters.
+
+Counted by the definition, whatever the backend recomputes. fvcore counts a multiply-add as one,
+PyTorch as two; every other operation (an exponential too) counts as one in both.
+Letters are those of `reference.py`.
+"""
+
+import logging
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+
+from fastvim.kernels import operator  # noqa: F401  (defines the operators)
+
+# PyTorch's counter warns at import where there is no triton, which concerns no operator here.
+_logger = logging.getLogger("torch.utils.flop_counter")
+_logger.addFilter(_mute := lambda record: "triton" not in record.getMessage())
+from torch.utils.flop_counter import register_flop_formula  # noqa: E402
+
+_logger.removeFilter(_mute)
+
+
+class Work(NamedTuple):
+    multiply_adds: int
+    others: int
+
+    def __add__(self, more: "Work") -> "Work":
+        return Work(self.multiply_adds + more.multiply_adds, self.others + more.others)
+
+    def times(self, count: int) -> "Work":
+        return Work(self.multiply_adds * count, self.others * count)
+
+    @property
+    def fvcore(self) -> int:
+        return self.multiply_adds + self.others
+
+    @property
+    def torch(self) -> int:
+        return 2 * self.multiply_adds + self.others
+
+
+def scan_work(
+    elements: int, states: int, skip: bool, gate: bool, bias: bool, softplus: bool
+) -> Work:
+    """A selective scan with `elements` = B D L.
+
+    Per element and state: delta A, its exponential and B times the input; multiply-adds for the
+    state and for the output. Per element: delta u, and what the options add (SiLU(z) is two).
+    """
+    per_element = Work(2, 3).times(states) + Work(int(skip), 1 + 2 * gate + bias + softplus)
+    return per_element.times(elements)
+
+
+def scan_backward_work(
+    elements: int, states: int, skip: bool, gate: bool, bias: bool, softplus: bool
+) -> Work:
+    """Its backward: states once more, then per element and state two products and six sums."""
+    per_element = Work(6, 2).times(states) + Work(2 * skip + 2, 4 * gate + bias + 2 * softplus)
+    forward = scan_work(elements, states, skip, gate, bias, softplus)
+    return forward + per_element.times(elements)
+
+
+def _mixer_sizes(xz: Any, conv_weight: Any, dt_proj: Any, A: Any, n_steps: int | None):
+    """B L D, B S D, K, R, N of a mixer."""
+    batch, length, width = xz
+    channels = width // 2
+    steps = length if n_steps is None else n_steps
+    return (
+        batch * length * channels,
+        batch * steps * channels,
+        conv_weight[2],
+        dt_proj[2],
+        A[2],
+    )
+
+
+def mixer_work(
+    tokens: int,
+    steps: int,
+    width: int,
+    rank: int,
+    states: int,
+    pools: bool,
+    norm: bool,
+    gate: bool,
+    mean: bool,
+) -> Work:
+    """A mixer between its projections, with `tokens` = B L D and `steps` = B S D.
+
+    Both directions: convolution (K multiply-adds), SiLU, pooling (an addition), skip (a
+    multiply-add), the addition of the scanned steps. Then their mean, the norm (5, as fvcore counts
+    a norm) and the gate (2). The steps: both projections and the scan.
+    """
+    per_token = Work(2 * (width + 1), 2 + 2 * pools + 2 + mean + 5 * norm + 2 * gate)
+    projections = Work(2 * (2 * rank + 2 * states), 0)
+    scans = scan_work(steps, states, skip=False, gate=False, bias=True, softplus=True).times(2)
+    return per_token.times(tokens) + projections.times(steps) + scans
+
+
+def mixer_backward_work(
+    tokens: int,
+    steps: int,
+    width: int,
+    rank: int,
+    states: int,
+    pools: bool,
+    norm: bool,
+    gate: bool,
+    mean: bool,
+) -> Work:
+    """Its backward: convolutions and projections once more, each product's two gradients."""
+    per_token = Work(2 * (3 * width + 2), 2 * 5 + 2 * pools + 2 + mean + 10 * norm + 6 * gate)
+    projections = Work(3 * 2 * (2 * rank + 2 * states), 0)
+    scans = scan_backward_work(steps, states, False, False, True, True).times(2)
+    return per_token.times(tokens) + projections.times(steps) + scans
+
+
+@register_flop_formula(torch.ops.fastvim.selective_scan)
+def _(u, delta, A, B, C, D, z, bias, softplus, *_, out_shape=None, **__) -> int:
+    options = (D is not None, z is not None, bias is not None, bool(softplus))
+    return scan_work(prod(u), A[1], *options).torch
+
+
+@register_flop_formula(torch.ops.fastvim.selective_scan_backward)
+def _(grad_y, grad_state, u, delta, A, B, C, D, z, bias, softplus, *_, out_shape=None, **__) -> int:
+    options = (D is not None, z is not None, bias is not None, bool(softplus))
+    return scan_backward_work(prod(u), A[1], *options).torch
+
+
+def _mixer_arguments(xz, weights, layout, settings) -> tuple:
+    conv_weight, _, _, dt_proj, _, A, _, norm_weight, _ = weights
+    _, steps, _, n_steps = layout
+    pools = steps is not None
+    sizes = _mixer_sizes(xz, conv_weight, dt_proj, A, n_steps if pools else None)
+    _, _, merge, gate = settings[:4]
+    return (*sizes, pools, norm_weight is not None, bool(gate), merge == "mean")
+
+
+@register_flop_formula(torch.ops.fastvim.pooled_mixer)
+def _(xz, *arguments, out_shape=None, **__) -> int:
+    return mixer_work(*_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:])).torch
+
+
+@register_flop_formula(torch.ops.fastvim.pooled_mixer_backward)
+def _(grad_out, pooled, scanned, xz, *arguments, out_shape=None, **__) -> int:
+    return mixer_backward_work(
+        *_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:])
+    ).torch
+
+
+def _plain(value: Any) -> Any:
+    """A traced argument as its shape if it is a tensor, else as the constant that it is."""
+    if isinstance(value.type(), torch._C.TensorType):
+        return value.type().sizes()
+    return value.toIValue()
+
+
+def fvcore_handles() -> dict[str, Callable[[list, list], int]]:
+    """Handles by operator name for `fvcore.nn.FlopCountAnalysis.set_op_handle(**handles)`."""
+
+    def scan(inputs: list, outputs: list) -> int:
+        u, _, A, _, _, D, z, bias, softplus, *_ = map(_plain, inputs)
+        options = (D is not None, z is not None, bias is not None, bool(softplus))
+        return scan_work(prod(u), A[1], *options).fvcore
+
+    def mixer(inputs: list, outputs: list) -> int:
+        xz, *arguments = map(_plain, inputs)
+        return mixer_work(
+            *_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:])
+        ).fvcore
+
+    return {"fastvim::selective_scan": scan, "fastvim::pooled_mixer": mixer}
