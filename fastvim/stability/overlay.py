@@ -64,7 +64,8 @@ def _event(now: float, step: float, value: Summary.Value) -> bytes:
 
 def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
     """The trend outside episodes and the values inside them, by step; (n,) each."""
-    steps_, values = [entry.trend[0]], [entry.trend[1]]
+    outside = np.isfinite(entry.trend[1])
+    steps_, values = [entry.trend[0][outside]], [entry.trend[1][outside]]
     for episode in entry.episodes:
         inside = np.flatnonzero(
             (entry.curve.steps >= episode.start_step) & (entry.curve.steps <= episode.end_step)

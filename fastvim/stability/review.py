@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -24,7 +25,7 @@ class Review:
     """What was found in one curve.
 
     final_level: the detector's level at the end, in the unit of the curve. trend: (steps, levels)
-    of at most TREND_POINTS points, where the curve was outside episodes.
+    of at most TREND_POINTS points, NaN inside episodes.
     """
 
     curve: LoggedCurve
@@ -73,9 +74,8 @@ def review(curve: LoggedCurve, settings: Settings | None = None) -> Review:
     steps, levels = [], []
     for begin, end in pairwise(cuts.tolist()):
         detector.extend(curve.steps[begin:end], curve.values[begin:end])
-        if detector.excursion is None:
-            steps.append(curve.steps[end - 1])
-            levels.append(detector.baseline.level)
+        steps.append(curve.steps[end - 1])
+        levels.append(math.nan if detector.excursion else detector.baseline.level)
     open_episode = detector.excursion
     detector.finish()
     # A curve that ends inside an episode ends at the episode's level, not at the one it left.
@@ -126,18 +126,26 @@ def compare(reviews: list[Review], baselines: list[Review]) -> None:
 
 def _below_from(run: Review, base: Review) -> float | None:
     """The step from which the run's trend stays below the baseline's; None if it does not."""
-    steps, levels = run.trend
-    if not len(steps) or not len(base.trend[0]):
+    steps, levels = _finite_trend(run)
+    base_steps, base_levels = _finite_trend(base)
+    if not len(base_steps):
         return None
-    order = np.argsort(base.trend[0], kind="stable")
-    inside = (steps >= base.trend[0].min()) & (steps <= base.trend[0].max())
+    inside = (steps >= base_steps[0]) & (steps <= base_steps[-1])
     if not inside.any():
         return None
     steps, levels = steps[inside], levels[inside]
-    above = np.flatnonzero(levels >= np.interp(steps, base.trend[0][order], base.trend[1][order]))
+    above = np.flatnonzero(levels >= np.interp(steps, base_steps, base_levels))
     if not len(above):
         return _plain(steps[0])
     return _plain(steps[above[-1] + 1]) if above[-1] + 1 < len(steps) else None
+
+
+def _finite_trend(entry: Review) -> tuple[np.ndarray, np.ndarray]:
+    """The trend by rising step, outside episodes."""
+    steps, levels = entry.trend
+    kept = np.flatnonzero(np.isfinite(levels))
+    kept = kept[np.argsort(steps[kept], kind="stable")]
+    return steps[kept], levels[kept]
 
 
 def to_json(reviews: list[Review]) -> str:

@@ -49,7 +49,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; overflow-wra
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; }
 th { color: var(--faint); font-weight: 500; } .text { text-align: left; }
-svg { width: 100%; height: auto; }
+svg { width: 100%; max-width: 48rem; height: auto; }
 .lost { color: #b3261e; } .faint { color: var(--faint); }
 @media (prefers-color-scheme: dark) { .lost { color: #f2918b; } }
 {% for kind, colour in colours.items() %}.{{ kind }} { color: {{ colour }}; font-weight: 600; }
@@ -66,7 +66,7 @@ svg { width: 100%; height: auto; }
 <th>final level</th>{% if compared %}<th>episodes +/-</th><th>final level +/-</th>
 <th>below from step</th>{% endif %}</tr>
 {% for run in runs %}<tr><td class="text"><a href="#run{{ loop.index }}" style="color: inherit">
-{{- run.label }}</a></td><td>{{ run.values }}</td><td class="text">{{ run.words }}</td>
+{{- run.label }}</a></td><td>{{ run.logged }}</td><td class="text">{{ run.words }}</td>
 <td>{{ run.score }}</td><td>{{ run.final }}</td>
 {% if compared %}{% for cell in run.comparison %}<td>{{ cell }}</td>{% endfor %}{% endif %}</tr>
 {% endfor %}</table></div>
@@ -117,7 +117,7 @@ def _run(entry: Review, reviews: list[Review], baselines: list[Review]) -> dict:
         "label": label(entry, reviews),
         "path": entry.curve.path,
         "tag": entry.curve.tag,
-        "values": len(entry.curve.values),
+        "logged": len(entry.curve.values),
         "words": words(entry),
         "score": f"{100 * entry.spike_score:.3g} %",
         "final": number(entry.final_level),
@@ -144,13 +144,15 @@ def _run(entry: Review, reviews: list[Review], baselines: list[Review]) -> dict:
 def _svg(entry: Review, base: Review | None) -> str:
     """The plot of one curve as SVG for the page: its text as text, its colours the page's."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": entry.curve.path + entry.curve.tag}):
-        figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
         figure.patch.set_alpha(0)
         panel = figure.subplots()
         panel.patch.set_alpha(0)
         review_plot.draw(panel, entry, base)
-        for item in [panel.xaxis.label, panel.yaxis.label, panel.xaxis.offsetText]:
-            item.set_color(review_plot.INK)
+        legend = panel.get_legend()
+        texts = [panel.xaxis.label, panel.yaxis.label, panel.xaxis.offsetText]
+        for text in texts + (legend.get_texts() if legend else []):
+            text.set_color(review_plot.INK)
         panel.tick_params(colors=review_plot.INK)
         for spine in panel.spines.values():
             spine.set_color(review_plot.INK)

@@ -112,10 +112,10 @@ def _mark(panel: Axes, entry: Review, steps: np.ndarray, values: np.ndarray) -> 
 
 def current(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values that count: without those a resumed run went back over."""
-    if len(steps) < 2:
-        return steps, values
-    later = np.minimum.accumulate(steps[::-1])[::-1]
-    kept = np.append(steps[:-1] <= later[1:], True)
+    resumed = np.full(len(steps) + 1, np.inf)
+    back = np.flatnonzero(steps[1:] < steps[:-1]) + 1
+    resumed[back] = steps[back]
+    kept = steps < np.minimum.accumulate(resumed[::-1])[::-1][1:]
     return steps[kept], values[kept]
 
 

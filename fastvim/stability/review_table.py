@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from fastvim.stability.episodes import NONFINITE
 from fastvim.stability.review import Review
+
+STYLE = {"title_justify": "left", "box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
 
 
 def label(review: Review, reviews: list[Review]) -> str:
     """A short name: the part of the path that tells runs apart, and the tag where that does."""
-    paths = sorted({entry.curve.path for entry in reviews})
-    common = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
-    name = os.path.relpath(review.curve.path, common) if common else review.curve.path
+    path = os.path.abspath(review.curve.path)
+    paths = {os.path.abspath(entry.curve.path) for entry in reviews}
+    name = os.path.relpath(path, os.path.commonpath(map(os.path.dirname, paths)))
     tags = {entry.curve.tag for entry in reviews}
     return name if len(tags) == 1 else f"{name} {review.curve.tag}"
 
@@ -30,13 +33,17 @@ def steps(value: float) -> str:
 
 
 def words(review: Review) -> str:
-    """The episodes counted by class: `3 spike, 1 divergence`, or `none`."""
-    return ", ".join(f"{count} {kind}" for kind, count in review.counts.items()) or "none"
+    """The episodes counted by class: `3 spikes, 1 divergence`, or `none`."""
+    counted = [
+        f"{count} {kind}{'' if count == 1 or kind == NONFINITE else 's'}"
+        for kind, count in review.counts.items()
+    ]
+    return ", ".join(counted) or "none"
 
 
 def tables(reviews: list[Review]) -> Iterator[Table]:
     """One table of runs, then one of episodes where there are any."""
-    runs = Table(title="Runs", title_justify="left")
+    runs = Table(title="Runs", **STYLE)
     runs.add_column("log", overflow="fold")
     runs.add_column("tag", overflow="fold")
     for heading in ("values", "steps", "episodes", "spike score", "final level"):
@@ -81,7 +88,7 @@ def comparison_cells(review: Review) -> list[str]:
 
 
 def _episodes(reviews: list[Review]) -> Table:
-    table = Table(title="Episodes", title_justify="left")
+    table = Table(title="Episodes", **STYLE)
     table.add_column("log", overflow="fold")
     table.add_column("class")
     for heading in ("start", "peak", "end", "deviations", "height", "values"):
