@@ -23,6 +23,8 @@ class Stream(IntEnum):
     ERASE_PIXELS = 4
     TRANSFORM = 5
     MIXING = 6
+    MASKING = 7
+    MASKING_EVALUATION = 8
 
 
 def generator(seed: int, epoch: int, stream: Stream, *place: int) -> np.random.Generator:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fastvim.errors import UserError
+
 IMAGE_AXES = ("row", "col")
 
 
@@ -120,6 +122,8 @@ class ModelConfig(BaseModel):
 class MaskingConfig(BaseModel):
     """How a masked autoencoder hides tokens and what its decoder is.
 
+    `pattern` says which tokens go: `random` ones, whole squares of `block_size` tokens (`block`),
+    or random ones with equally many kept in every row (`row-balanced`).
     `pooling_divisor` is `full` (a pooled step is the sum of its kept tokens over the number that
     a full grid has there, as published) or `kept` (over the number kept). `reverse_ids` is
     `flipped`, the right thing, or `as_published`: see `TokenGrid.layout`.
@@ -128,8 +132,33 @@ class MaskingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mask_ratio: float = Field(0.75, ge=0, lt=1)
+    pattern: Literal["random", "block", "row-balanced"] = "random"
+    block_size: int = Field(4, ge=1, le=65536)
     decoder_width: int = Field(512, ge=4, multiple_of=4)
     decoder_depth: int = Field(2, ge=1, le=64)
     pooling_divisor: Literal["full", "kept"] = "full"
     reverse_ids: Literal["flipped", "as_published"] = "flipped"
     normalise_targets: bool = True
+
+    def kept_tokens(self, tokens: int) -> int:
+        """How many of `tokens` are kept, rounded down."""
+        return int(tokens * (1 - self.mask_ratio))
+
+    def check(self, model: ModelConfig) -> None:
+        """UserError where a masked autoencoder of this model makes no sense."""
+        if model.class_token != "none":
+            raise UserError(
+                f"class_token: a masked autoencoder has none, not {model.class_token!r}; "
+                "set model.class_token to none"
+            )
+        if model.strides != model.patch_size:
+            raise UserError("stride: the patches of a masked autoencoder may not overlap")
+        if model.d_model % 4:
+            raise UserError(f"d_model: {model.d_model} is no multiple of 4, for fixed positions")
+        tokens = model.grid_size[0] * model.grid_size[1]
+        kept = self.kept_tokens(tokens)
+        if not kept:
+            raise UserError(
+                f"mask_ratio: {self.mask_ratio:g} keeps none of {tokens} tokens; "
+                f"{math.floor(1e4 * (1 - 1 / tokens)) / 1e4:g} keeps one"
+            )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastvim.models.backbone import Block, VisionMamba
 from fastvim.models.config import MaskingConfig, ModelConfig
 from fastvim.models.initialisation import initialise
+from fastvim.models.masking import kept_places
 
 
 class Decoder(nn.Module):
@@ -51,6 +52,7 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(self, config: ModelConfig, masking: MaskingConfig, seed: int = 0):
         super().__init__()
+        masking.check(config)
         self.config, self.masking = config, masking
         self.encoder = VisionMamba(config.model_copy(update={"num_classes": 0}), seed)
         # Fixed positions: a masked autoencoder has too few tokens to learn them.
@@ -69,7 +71,7 @@ class MaskedAutoencoder(nn.Module):
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         """The loss (), the predicted patches (B, L, P) and the mask (B, L), 1 where removed.
 
-        `noise` (B, L) decides what is kept: the places of the smallest. Drawn if not given.
+        `noise` (B, L) in [0, 1) decides what is kept. Drawn if not given.
         """
         tokens = len(self.encoder.grid)
         if noise is None:
@@ -80,9 +82,8 @@ class MaskedAutoencoder(nn.Module):
         return self.loss(images, pred, mask), pred, mask
 
     def kept_places(self, noise: Tensor) -> Tensor:
-        """Places (B, K) of the K = L (1 - mask_ratio) smallest of `noise` (B, L), ascending."""
-        kept = int(noise.shape[1] * (1 - self.masking.mask_ratio))
-        return noise.argsort(dim=1)[:, :kept].sort(dim=1).values
+        """Places (B, K) that are kept, ascending; see `fastvim.models.masking`."""
+        return kept_places(noise, self.config.grid_size, self.masking)
 
     def encode(self, images: Tensor, kept: Tensor) -> Tensor:
         """Normalised tokens (B, K, d_model) of the kept places."""
@@ -111,6 +112,13 @@ class MaskedAutoencoder(nn.Module):
         (rows, cols), (height, width) = self.config.patch_size, self.config.grid_size
         x = images.reshape(images.shape[0], -1, height, rows, width, cols)
         return x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], height * width, -1)
+
+    def unpatched(self, patches: Tensor) -> Tensor:
+        """Images of patches (B, L, P): the inverse of `patches`."""
+        (rows, cols), (height, width) = self.config.patch_size, self.config.grid_size
+        x = patches.reshape(patches.shape[0], height, width, rows, cols, -1)
+        x = x.permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(patches.shape[0], -1, height * rows, width * cols)
 
     def targets(self, images: Tensor) -> Tensor:
         """What the decoder is to predict (B, L, P): patches, normalised each by its own values."""

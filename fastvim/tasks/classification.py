@@ -1,6 +1,6 @@
 """Supervised classification: cross entropy in training, top-1 and top-5 in evaluation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import timm
@@ -40,21 +40,12 @@ class Classification:
         The suite's own models draw each parameter from `seed` and its name; timm's draw all from
         one stream. Raises UserError where model and data do not fit together.
         """
-        settings = dict(model)
-        name = settings.pop("name")
-        size = settings.get("image_size")
-        if isinstance(size, int):
-            settings["image_size"] = [size, size]
-        needs = {
-            "num_classes": dataset.num_classes,
-            "in_channels": dataset.in_channels,
-            "image_size": [dataset.config.image_size] * 2,
-        }
-        for key, needed in needs.items():
-            given = settings.setdefault(key, needed)
-            if given != needed:
-                raise UserError(f"model.{key} = {given}, but {dataset.name} has {needed}")
+        name, settings = fitted(model, dataset)
         return _create(name, settings, seed)
+
+    def targets(self, model: nn.Module, labels: Tensor, *draw: int) -> Tensor:
+        """Labels (B,) as they are."""
+        return labels
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of images (B, C, H, W) and labels (B,) or mixed targets (B, classes)."""
@@ -83,6 +74,34 @@ class Classification:
         }
         predictions = {"label": label.to(torch.int16), "predicted": prediction.to(torch.int16)}
         return Evaluation(metrics, predictions)
+
+    def final(self, model: nn.Module, batches_of: Callable) -> dict[str, float]:
+        """Nothing is measured at the end alone."""
+        return {}
+
+    def picture(self, model: nn.Module, dataset) -> None:
+        """There is nothing to show."""
+        return None
+
+
+def fitted(model: Mapping, dataset) -> tuple[str, dict]:
+    """Name and settings of a run's `model` section, with the classes, channels and image size of
+    `dataset`. UserError where the section says otherwise."""
+    settings = dict(model)
+    name = settings.pop("name")
+    size = settings.get("image_size")
+    if isinstance(size, int):
+        settings["image_size"] = [size, size]
+    needs = {
+        "num_classes": dataset.num_classes,
+        "in_channels": dataset.in_channels,
+        "image_size": [dataset.config.image_size] * 2,
+    }
+    for key, needed in needs.items():
+        given = settings.setdefault(key, needed)
+        if given != needed:
+            raise UserError(f"model.{key} = {given}, but {dataset.name} has {needed}")
+    return name, settings
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 is full and may hold back what a killed process has recorded.
 """
 
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,12 @@ class Board:
             value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         )
         self._write(step=step, summary=summary)
+
+    def add_picture(self, step: int, tag: str, png: bytes) -> None:
+        """Record a PNG file's bytes at `step`."""
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def flush(self) -> None:
         """Hand everything to the operating system."""

@@ -88,6 +88,10 @@ class History:
         self._evaluations.write({"step": step, "epoch": epoch, **metrics})
         self.add_scalars(step, {f"validation/{name}": value for name, value in metrics.items()})
 
+    def add_picture(self, step: int, png: bytes) -> None:
+        """Record a picture, a PNG file's bytes, in TensorBoard."""
+        self._board.add_picture(step, "validation/picture", png)
+
     def flush(self) -> tuple[int, int]:
         """Hand everything to the operating system; lengths of history.csv and eval.csv."""
         self._board.flush()

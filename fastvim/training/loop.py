@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastvim.data.mixing import create_mixing
 from fastvim.training.costs import Speed, step_memory
-from fastvim.training.evaluation import evaluate_split
+from fastvim.training.evaluation import evaluate_finally, evaluate_split, evaluating
 from fastvim.training.history import History
 from fastvim.training.recipe import Recipe
 from fastvim.training.state import STATE_FILE, Progress, save_state
@@ -91,6 +91,23 @@ class Loop:
             self._precision,
         )
 
+    def final(self) -> dict[str, float]:
+        """What the task measures at the end alone."""
+        return evaluate_finally(
+            self._task,
+            self._trainer.evaluated_model,
+            self._dataset,
+            self._recipe,
+            self._device,
+            self._precision,
+        )
+
+    def picture(self) -> bytes | None:
+        """What the task shows of the weights that count, a PNG file's bytes."""
+        model = self._trainer.evaluated_model
+        with evaluating(model, self._precision, self._device):
+            return self._task.picture(model, self._dataset)
+
     def elapsed(self) -> float:
         """Seconds of training and evaluation, over all sessions of the run."""
         return self._earlier_seconds + time.perf_counter() - self._began
@@ -101,9 +118,10 @@ class Loop:
         """The global batch on the device, mixed before it is cut into micro-batches."""
         images = images.to(self._device, non_blocking=True)
         labels = labels.to(self._device, non_blocking=True)
+        targets = self._task.targets(self._trainer.model, labels, self._seed, epoch, batch)
         if self._mixing is None:
-            return images, labels
-        return self._mixing(images, labels, self._seed, epoch, batch)
+            return images, targets
+        return self._mixing(images, targets, self._seed, epoch, batch)
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         done = self.progress.step
@@ -182,6 +200,11 @@ class Loop:
         metrics = self.evaluate("validation").metrics
         self.progress.validation = {f"val_{name}": value for name, value in metrics.items()}
         self._history.add_evaluation(self.progress.step, epoch, self.progress.validation)
+        # After 1, 2, 4, ... epochs: pictures change less and less.
+        if epoch & (epoch - 1) == 0 or self.progress.step == self.total:
+            picture = self.picture()
+            if picture is not None:
+                self._history.add_picture(self.progress.step, picture)
         self._tell("evaluation", step=self.progress.step, epoch=epoch, **self.progress.validation)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)

@@ -14,8 +14,10 @@ from fastvim import tasks
 from fastvim.data import DataConfig, load
 from fastvim.errors import UserError
 from fastvim.files import write_atomic
+from fastvim.models.config import MaskingConfig
 from fastvim.stability.detector import detect
 from fastvim.stability.episodes import NONFINITE
+from fastvim.tasks.transfer import load_pretrained
 from fastvim.training import costs, devices
 from fastvim.training.evaluation import CONFIG_FILE
 from fastvim.training.history import HISTORY_FILE, History, UnreadableHistory
@@ -36,6 +38,7 @@ __all__ = ["Interrupted", "train_run"]
 RESULT_FILE = "result.json"
 ENVIRONMENT_FILE = "environment.json"
 PREDICTIONS_FILE = "predictions.safetensors"
+PICTURE_FILE = "picture.png"
 _UNWRITABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -57,16 +60,21 @@ def train_run(
     training: Recipe,
     seed: int,
     directory: str | Path,
+    masking: MaskingConfig | None = None,
+    pretrained: Mapping | None = None,
+    pretrained_in: str | Path | None = None,
     report: Callable[[dict], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict:
     """Train, evaluate and record one run in `directory`; returns what result.json holds.
 
     `model` is the model section of a run: `name` and the settings of that preset, or
-    `timm/<name>`. A run that was stopped or killed goes on from its last saved state and ends
-    with the same metrics and history, to the bit on a CPU with the same number of threads; a
-    finished one returns its result at once. A loss that is no number ends the run with the status
-    `diverged`.
+    `timm/<name>`; `masking` is for masked autoencoding. With `pretrained`, that section of a run,
+    the encoder starts from the checkpoint in the directory `pretrained_in`.
+
+    A run that was stopped or killed goes on from its last saved state and ends with the same
+    metrics and history, to the bit on a CPU with the same number of threads; a finished one
+    returns its result at once. A loss that is no number ends the run with the status `diverged`.
 
     `report` receives dictionaries: `event` is `start`, `step`, `evaluation` or `note` (with
     `message`); `should_stop` is asked after every step. Raises Interrupted when it says yes, and
@@ -80,13 +88,19 @@ def train_run(
         "training": training.model_dump(mode="json"),
         "seed": seed,
     }
+    if masking is not None:
+        settings["masking"] = masking.model_dump(mode="json")
+    if pretrained is not None:
+        settings["pretrained"] = dict(pretrained)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     finished = _finished(directory, digest)
     if finished is not None:
         return finished
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        return _Run(settings, digest, data, training, directory, report, should_stop).complete()
+        start = None if pretrained_in is None else Path(pretrained_in) / WEIGHTS_FILE
+        run = _Run(settings, digest, data, training, directory, start, report, should_stop)
+        return run.complete()
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
@@ -104,14 +118,19 @@ class _Run:
         data: DataConfig,
         recipe: Recipe,
         directory: Path,
+        start: Path | None,
         report: Callable[[dict], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self.settings, self.digest, self.directory = settings, digest, directory
+        self.start = start
         self.recipe, self.report, self.should_stop = recipe, report, should_stop
         self.device = devices.choose_device()
         self.precision = devices.choose_precision(recipe, self.device)
-        self.task = tasks.create(settings["task"], recipe)
+        masking = settings.get("masking")
+        self.task = tasks.create(
+            settings["task"], recipe, None if masking is None else MaskingConfig(**masking)
+        )
         self.dataset = load(data)
         self.per_epoch = self.dataset.batches_per_epoch(recipe.batch_size)
 
@@ -149,9 +168,13 @@ class _Run:
 
     def _trainer(self) -> Trainer:
         seed = self.settings["seed"]
+        model = self.task.build(self.settings["model"], self.dataset, seed)
+        pretrained = self.settings.get("pretrained")
+        if pretrained is not None and self.start is not None:
+            load_pretrained(model, self.start, pretrained, pretrained["interpolate_positions"])
         return Trainer(
             self.task,
-            self.task.build(self.settings["model"], self.dataset, seed),
+            model,
             self.recipe,
             steps_per_epoch=self.per_epoch,
             seed=seed,
@@ -202,10 +225,15 @@ class _Run:
         if diverged is None:
             write_atomic(self.directory / WEIGHTS_FILE, weights_bytes(trainer.evaluated_model))
             evaluation = loop.evaluate("test")
-            write_atomic(
-                self.directory / PREDICTIONS_FILE, safetensors.torch.save(evaluation.predictions)
-            )
-            metrics = {**evaluation.metrics, **progress.validation}
+            if evaluation.predictions:
+                write_atomic(
+                    self.directory / PREDICTIONS_FILE,
+                    safetensors.torch.save(evaluation.predictions),
+                )
+            picture = loop.picture()
+            if picture is not None:
+                write_atomic(self.directory / PICTURE_FILE, picture)
+            metrics = {**evaluation.metrics, **progress.validation, **loop.final()}
         result = {
             "status": "done" if diverged is None else "diverged",
             "metrics": metrics,

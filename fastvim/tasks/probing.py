@@ -1,0 +1,90 @@
+"""Probes of a frozen encoder: a linear classifier, and the nearest neighbours of its features."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvim.tasks.classification import Classification
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Probe(nn.Module):
+    """Images to logits: a frozen encoder, normalised features, one linear layer that learns.
+
+    The batch norm has no affine part: it only brings features to one scale (arXiv 2111.06377).
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, classes: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.head = nn.Linear(width, classes)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.trunc_normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, width) of images."""
+        with torch.no_grad():
+            return self.encoder(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.features(images)))
+
+    def train(self, mode: bool = True) -> "Probe":
+        """As of any module, but the encoder stays as it is evaluated."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+
+class LinearProbe(Classification):
+    """Classification by a linear layer on a frozen encoder; k-nearest-neighbours at the end."""
+
+    name = "linear-probe"
+
+    def build(self, model: Mapping, dataset, seed: int) -> nn.Module:
+        """A probe of the model of a run's `model` section, its weights still to be loaded."""
+        encoder = super().build(model, dataset, seed)
+        encoder.reset_classifier(0)
+        width = getattr(encoder, "head_hidden_size", encoder.num_features)
+        return Probe(encoder, width, dataset.num_classes, seed)
+
+    @torch.no_grad()
+    def final(self, model: Probe, batches_of: Callable[[str], Batches]) -> dict[str, float]:
+        """`knn_top1`: accuracy in percent of the neighbours of the features, on the test split."""
+        features, labels = _features(model, batches_of("train"))
+        classes = model.head.out_features
+        right = total = 0
+        for images, targets in batches_of("test"):
+            found = F.normalize(model.features(images).float(), dim=1)
+            predicted = vote(found @ features.T, labels, classes)
+            right += int((predicted == targets).sum())
+            total += len(targets)
+        return {"knn_top1": 100 * right / total}
+
+
+def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The class (B,) that the most similar of N examples say, for similarities (B, N).
+
+    20 neighbours, each with the weight exp(cosine / 0.07) (Wu et al., arXiv 1805.01978).
+    """
+    nearest = similarity.topk(min(NEIGHBOURS, similarity.shape[1]), dim=1)
+    weights = (nearest.values / TEMPERATURE).exp()
+    votes = weights.new_zeros(len(similarity), classes)
+    return votes.scatter_add(1, labels[nearest.indices], weights).argmax(dim=1)
+
+
+def _features(model: Probe, batches: Batches) -> tuple[Tensor, Tensor]:
+    """Features of unit length (N, width) and labels (N,)."""
+    features, labels = [], []
+    for images, targets in batches:
+        features.append(F.normalize(model.features(images).float(), dim=1))
+        labels.append(targets)
+    return torch.cat(features), torch.cat(labels)
