@@ -34,13 +34,15 @@ CLIPPED_MEAN = math.sqrt(2 / math.pi) * (1 - math.exp(-(CLIP**2) / 2)) + CLIP * 
 BIAS_MEMORY = 16
 # More values in a row below the level than this are a trend, not chance (1 in 256).
 CHANCE_RUN = 8
-# Values below the level over which the memory of the noise is measured.
-STAY_MEMORY = 128
+# Runs below the level over which their mean length is measured.
+RUN_MEMORY = 32
 TAIL = 0.01
 # The tail quantile at which `threshold` holds, taken for granted until the run shows its own.
 USUAL_TAIL = 2.75
 # A dead flat curve has no noise to compare with: before the first change, this share of its value.
 FLAT = 2e-4
+# A quantum below this many deviations cannot become the floor of sigma soon.
+FINE = 0.01
 # A level that rose this many deviations from its lowest, however slowly, and gave back this share
 # of the progress since the start, diverges though no value stood out.
 CREPT_HEIGHT = 50.0
@@ -55,13 +57,14 @@ class Baseline:
         self.level = self.first_level = self.previous = math.nan
         self.sigma = 0.0
         self.quantum = math.inf  # the smallest change seen: the resolution of a rounded log
+        self.fine = False  # the quantum is so far below sigma that it need not be looked for
         self.tail = USUAL_TAIL
         self.tail_count = 0  # `count` when `tail` was last brought up to date
         self.count = 0  # values learnt from
         self.age = 0  # the same since the last fresh start
         self.bias = 0.0  # recent mean residual: below 0 where the level lags a falling curve
         self.below = 0  # values in a row below the level
-        self.stay = 0.5  # how often a value below the level follows another: 1/2 for free noise
+        self.run_mean = 2.0  # mean length of those runs: 2 for noise without memory
         self.best = math.nan  # the lowest level so far, with its sigma and step
         self.best_sigma = 0.0
         self.best_step = math.nan
@@ -76,11 +79,8 @@ class Baseline:
 
     @property
     def run_length(self) -> float:
-        """Mean length of a run on one side of the level, against that of noise without memory.
-
-        Noise that stays on its side with probability p has runs of 1 / (1 - p) values.
-        """
-        return max(0.5 / (1 - self.stay), 1.0)
+        """Mean length of a run below the level, in those of noise without memory; at least 1."""
+        return max(self.run_mean / 2, 1.0)
 
     @property
     def ceiling(self) -> float:
@@ -101,10 +101,12 @@ class Baseline:
         settings = self.settings
         young, settled = settings.young, 4 * settings.noise_memory
         slow, slowest = 1 / settings.level_memory, 1 / settings.noise_memory
+        clip, per_mean, bias_gain = CLIP, 1 / CLIPPED_MEAN, 1 / BIAS_MEMORY
         level, sigma, previous, quantum = self.level, self.sigma, self.previous, self.quantum
-        age, below, bias, stay = self.age, self.below, self.bias, self.stay
+        age, below, bias, fine = self.age, self.below, self.bias, self.fine
         floor, ceiling = self._floor(), self.ceiling
-        cut = math.inf if age < young else CLIP * sigma
+        cut = math.inf if age < young else clip * sigma
+        level_gain, noise_gain, warm = slow, slowest, age < settled
         position = begin
         for position in range(begin, stop):
             value = values[position]
@@ -112,35 +114,42 @@ class Baseline:
             # NaN and infinity fail the first test too.
             if not -cut < residual < cut or level > ceiling:
                 break
-            change = value - previous
-            previous = value
-            if -quantum < change < quantum and change:
-                quantum = floor = change if change > 0 else -change
-            age += 1
-            if age < settled:
+            if not fine:
+                change = value - previous
+                previous = value
+                if -quantum < change < quantum and change:
+                    quantum = floor = change if change > 0 else -change
+            if warm:
+                age += 1
+                warm = age < settled
                 level_gain = max(2 / (age + 1), slow)
                 noise_gain = max(4 / (age + 3), slowest)
-            else:
-                level_gain, noise_gain = slow, slowest
+            spread = residual - bias if bias < 0 else residual
+            bias += bias_gain * (residual - bias)
             if residual < 0:
                 below += 1
-                stay += ((below > 1) - stay) / STAY_MEMORY
-                if below > CHANCE_RUN and level_gain < 4 * slow:
-                    level_gain = 4 * slow
+                if below > CHANCE_RUN:
+                    level += max(level_gain, 4 * slow) * residual
+                else:
+                    level += level_gain * residual
             else:
-                below = 0
-            level += level_gain * residual
-            spread = residual - bias if bias < 0 else residual
-            bias += (residual - bias) / BIAS_MEMORY
-            sigma += noise_gain * ((spread if spread > 0 else -spread) / CLIPPED_MEAN - sigma)
+                if below:
+                    self.run_mean += (below - self.run_mean) / RUN_MEMORY
+                    below = 0
+                level += level_gain * residual
+            if spread < 0:
+                sigma -= noise_gain * (spread * per_mean + sigma)
+            else:
+                sigma += noise_gain * (spread * per_mean - sigma)
             if sigma < floor:
                 sigma = floor
-            if age >= young:
-                cut = CLIP * sigma
+            cut = clip * sigma
+            if warm and age < young:
+                cut = math.inf
         else:
             position = stop
         self.level, self.sigma, self.previous, self.quantum = level, sigma, previous, quantum
-        self.age, self.below, self.bias, self.stay = age, below, bias, stay
+        self.age, self.below, self.bias = age, below, bias
         self.count += position - begin
         return position
 
@@ -157,8 +166,13 @@ class Baseline:
         self.previous = value
         if 0 < change < self.quantum:
             self.quantum = change
-        self.below = self.below + 1 if residual < 0 else 0
-        if residual >= 0:
+        self.fine = self.quantum < FINE * self.sigma
+        if residual < 0:
+            self.below += 1
+        else:
+            if self.below:
+                self.run_mean += (self.below - self.run_mean) / RUN_MEMORY
+                self.below = 0
             self._learn_tail(residual)
         if self.below > CHANCE_RUN:
             # The level follows without a clip, and sigma does not take the fall for noise.
