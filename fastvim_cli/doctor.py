@@ -46,8 +46,9 @@ def command():
 
 
 def _backends(rows):
-    from fastvim.kernels import backends
     from rich.markup import escape
+
+    from fastvim.kernels import backends
 
     for name, reason in backends.available().items():
         rows.add_row(name, "works" if reason is None else f"does not: {escape(reason)}")

@@ -12,7 +12,7 @@ from fastvim.errors import UserError, nearest
 from fastvim.experiments.documents import parse_value, shorten
 from fastvim.experiments.experiment import GRID, SET, Experiment, seed_list
 from fastvim.experiments.identity import run_identity
-from fastvim.experiments.schema import MAX_RUNS, RunConfig
+from fastvim.experiments.schema import MAX_RUNS, TIMM_PREFIX, RunConfig
 from fastvim.experiments.settings import (
     Layer,
     Setting,
@@ -182,6 +182,7 @@ def _cells(grid: Sequence[str]) -> dict[str, Layer]:
 def _as_text(value: object) -> str:
     """A grid value as a part of a variant's name, which is also a folder's."""
     text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = text.replace("e+", "e")
     return re.sub(r"[^A-Za-z0-9._-]", "-", text or "none")[:40]
 
 
@@ -217,7 +218,20 @@ def _fingerprint(variant: Variant) -> str:
             f"{dataset.name} has {dataset.num_classes} classes"
         )
     dataset.batches_per_epoch(variant.config.training.batch_size)
+    if variant.config.model_name.startswith(TIMM_PREFIX):
+        _check_timm(variant)
     return dataset.fingerprint
+
+
+def _check_timm(variant: Variant) -> None:
+    import timm
+
+    name = variant.config.model_name.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(name):
+        raise UserError(
+            f"{variant.origins['model.name'].place}: model.name = 'timm/{name}': timm has no model "
+            f"of that name{nearest(name, timm.list_models())}"
+        )
 
 
 @functools.lru_cache(maxsize=4)

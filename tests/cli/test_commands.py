@@ -1,0 +1,311 @@
+"""The command line: help, errors, start-up, and the commands on real results."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from fastvim_cli.main import COMMANDS, main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXT = """\
+name: tiny
+question: Which of the two?
+base:
+  data: {train_images: 40, validation_images: 20, test_images: 20}
+  model: {name: fastvim_femto, patch_size: 7, depth: 1}
+  training: {epochs: 2, batch_size: 20, lr: 1e-3, warmup_epochs: 0}
+variants:
+  one: {}
+  two: {model.pooling: max}
+seeds: 2
+"""
+
+
+def fastvim(*arguments: str):
+    return CliRunner().invoke(main, list(arguments), prog_name="fastvim")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, one_thread):
+    """A folder with tiny.yaml and its results in out/tiny."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(TEXT)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        result = fastvim("ablate", "tiny.yaml", "-o", "out/tiny")
+    finally:
+        os.chdir(before)
+    assert result.exit_code == 0, result.output
+    return folder, result
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TEXT)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself_with_an_example(name):
+    result = fastvim(name, "--help")
+    assert result.exit_code == 0, result.output
+    group = main.get_command(None, name)
+    if isinstance(group, click.Group):
+        for part in group.commands:
+            text = fastvim(name, part, "--help").output
+            assert "Example" in text and f"fastvim {name} {part}" in text
+        return
+    assert "Example" in result.output and f"fastvim {name}" in result.output
+
+
+def test_root_help_names_every_command():
+    result = fastvim("--help")
+    assert result.exit_code == 0
+    for name, text in COMMANDS.items():
+        assert name in result.output and text.rstrip(".") in " ".join(result.output.split())
+
+
+def test_start_up_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom fastvim_cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pydantic', 'rich', 'numpy', 'yaml', 'scipy', 'fastvim'}\n"
+        "print('loaded:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("loaded: []\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["show", "pooling-alternation"], ["list"]])
+def test_planning_needs_no_torch(arguments):
+    code = (
+        "import sys\nfrom fastvim_cli.main import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "print('loaded:', sorted({'torch', 'timm', 'scipy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("loaded: []\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shwo"], "no command 'shwo', did you mean 'show'?"),
+        (["show", "pooling-alternatin"], "did you mean 'pooling-alternation'?"),
+        (["show", "absent.yaml"], "no file absent.yaml"),
+        (["show", "tiny.yaml", "oops"], "unexpected argument 'oops': expected KEY=VALUE"),
+        (["show", "tiny.yaml", "--set", "model.depht=1"], "did you mean 'model.depth'?"),
+        (["ablate", "tiny.yaml", "--profile", "quick"], "no profile 'quick' in tiny"),
+        (["ablate", "tiny.yaml", "-o", "tiny.yaml/x"], "cannot write tiny.yaml/x/experiment.json"),
+        (["ablate", "tiny.yaml", "--set", "data.train_images=10"], "batch size 20 does not fit"),
+        (["ablate", "tiny.yaml", "--set", "model.name=timm/resnet1ot"], "did you mean 'resnet1"),
+        (
+            ["ablate", "tiny.yaml", "data.name=cifar10", "data.root=here", "model.patch_size=8"],
+            "cifar10 was not found",
+        ),
+        (["train", "tiny.yaml"], "name a variant of tiny with --variant: one, two"),
+        (["train", "tiny.yaml", "--variant", "tow"], "no variant 'tow' in tiny, did you mean"),
+        (["status", "absent"], "absent: no experiment here"),
+        (["evaluate", "absent"], "absent: no such run directory"),
+        (["report", "absent"], "absent"),
+        (["compare", "absent"], "absent"),
+        (["tensorboard", "absent"], "absent"),
+        (["new", "tiny"], "tiny.yaml exists already"),
+        (["new", "../x"], "cannot name an ablation"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(folder, arguments, message):
+    before = sorted(folder.rglob("*"))
+    result = fastvim(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.output.count("Error: ") == 1
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_unwritable_output(folder):
+    result = fastvim("ablate", "tiny.yaml", "-o", "/proc/nowhere")
+    assert result.exit_code == 2 and "cannot write /proc/nowhere" in result.output
+
+
+def test_list_names_what_is_shipped():
+    result = fastvim("list")
+    assert result.exit_code == 0
+    for name in ("pooling-alternation", "pooling-operator", "post-ssm-norm"):
+        assert name in result.output
+    assert "_profiles" not in result.output and "claims" not in result.output
+
+
+def test_show_prints_values_with_their_origin(folder):
+    result = fastvim("show", "tiny.yaml", "training.lr=0.5", "--grid", "model.d_state=4,8")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "4 variants x seeds 0, 1 = 8 runs" in text
+    assert "training.lr 0.5 --set" in text
+    assert "model.patch_size [7, 7] base tiny.yaml:5:" in text
+    assert "two+d_state=8 one+d_state=8" in text
+    assert sorted(folder.iterdir()) == [folder / "tiny.yaml"]
+
+
+def test_ablate_writes_and_prints_the_comparison(finished):
+    folder, result = finished
+    output = folder / "out/tiny"
+    written = json.loads((output / "results.json").read_text())
+    assert [variant["name"] for variant in written["variants"]] == ["one", "two"]
+    assert "Which of the two?" in result.output and "difference" in result.output
+    assert (output / "table.csv").read_text().startswith("variant,seeds,top1_mean")
+    for run in (output / "runs").glob("*-seed*"):
+        assert {"config.json", "result.json", "checkpoint.safetensors", "history.csv"} <= {
+            path.name for path in run.iterdir()
+        }
+        assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_same_command_again_gives_the_same_tables(finished, monkeypatch):
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    files = ("results.json", "table.md", "table.csv")
+    before = {name: (folder / "out/tiny" / name).read_bytes() for name in files}
+    again = fastvim("ablate", "tiny.yaml", "-o", "out/tiny")
+    assert again.exit_code == 0 and again.output.count("already there") == 4
+    fresh = fastvim("ablate", "tiny.yaml", "-o", "elsewhere/fresh", "--variants", "one")
+    assert fresh.exit_code == 0 and "already there" not in fresh.output
+    first, second = (
+        json.loads((path / "results.json").read_text())["variants"][0]["metrics"]
+        for path in (folder / "out/tiny", folder / "elsewhere/fresh")
+    )
+    assert first == second
+    after = {name: (folder / "out/tiny" / name).read_bytes() for name in files}
+    assert {name: data for name, data in after.items() if data != before[name]} == {}
+
+
+def test_dry_run_shows_states_and_writes_nothing(finished, monkeypatch):
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    result = fastvim("ablate", "tiny.yaml", "-o", "out/tiny", "--seeds", "3", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "6 runs: 4 done, 2 new." in result.output
+    assert result.output.count("an earlier run") == 2
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_status_and_evaluate(finished):
+    folder, _ = finished
+    result = fastvim("status", str(folder / "out/tiny"))
+    assert result.exit_code == 0 and result.output.count(" done ") == 4
+    run = next((folder / "out/tiny/runs").glob("two-seed1-*"))
+    result = fastvim("evaluate", str(run))
+    assert result.exit_code == 0, result.output
+    recorded = json.loads((run / "result.json").read_text())["metrics"]
+    row = next(line.split() for line in result.output.splitlines() if line.startswith("top1"))
+    assert row[1] == row[2] == f"{recorded['top1']:.4f}"
+
+
+def test_truncated_checkpoint_is_one_message(finished, tmp_path):
+    folder, _ = finished
+    run = next((folder / "out/tiny/runs").glob("one-seed0-*"))
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    weights = copy / "checkpoint.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = fastvim("evaluate", str(copy))
+    assert result.exit_code == 2 and "checkpoint.safetensors" in result.output
+    assert result.output.count("Error: ") == 1
+
+
+def test_train_makes_the_run_that_ablate_uses(finished, monkeypatch):
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    options = ["tiny.yaml", "--variant", "two", "--seed", "1", "-o", "out/tiny"]
+    result = fastvim("train", *options)
+    assert result.exit_code == 0 and "already there" in result.output
+    assert "two-seed1 done" in result.output and "top1" in result.output
+
+
+def test_report_rebuilds_from_the_runs_alone(finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / "tiny"
+    shutil.copytree(folder / "out/tiny", copy)
+    for name in ("results.json", "table.md", "table.csv"):
+        (copy / name).unlink()
+    result = fastvim("report", str(copy))
+    assert result.exit_code == 0, result.output
+    for name in ("results.json", "table.md", "table.csv"):
+        assert (copy / name).read_text() == (folder / "out/tiny" / name).read_text()
+
+
+def test_diverged_run_makes_exit_code_1(folder):
+    result = fastvim(
+        "ablate", "tiny.yaml", "-o", "out/x", "--seeds", "1", "--grid", "training.lr=1e-3,1e30"
+    )
+    assert result.exit_code == 1, result.output
+    written = json.loads((folder / "out/x/results.json").read_text())
+    diverged = {variant["name"]: variant["diverged"] for variant in written["variants"]}
+    assert diverged == {
+        "one+lr=0.001": 0,
+        "one+lr=1e30": 1,
+        "two+lr=0.001": 0,
+        "two+lr=1e30": 1,
+    }
+    assert "diverged: its loss was no number" in result.output
+
+
+def test_new_schema_and_completion(folder):
+    assert fastvim("new", "state-size").exit_code == 0
+    assert fastvim("show", "state-size.yaml").exit_code == 0
+    schema = json.loads(fastvim("schema").output)
+    assert schema["title"] == "fastvim experiment"
+    assert "model.schedule" in fastvim("schema", "--keys").output.splitlines()
+    for shell in ("bash", "zsh", "fish"):
+        assert "_FASTVIM_COMPLETE" in fastvim("completion", shell).output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("fastvim abl", "ablate"),
+        ("fastvim ablate post", "post-ssm-norm"),
+        ("fastvim ablate pooling-operator --variants mean,m", "mean,max"),
+        ("fastvim ablate pooling-operator --profile sm", "smoke"),
+        ("fastvim ablate pooling-operator --set model.post", "model.post_ssm_norm="),
+    ],
+)
+def test_shell_completion(words, expected):
+    environment = os.environ | {
+        "_FASTVIM_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "fastvim_cli"], env=environment, capture_output=True, text=True
+    )
+    assert expected in [line.partition(",")[2] for line in done.stdout.splitlines()], done
+
+
+def test_doctor_says_what_works_and_why_not():
+    result = fastvim("doctor")
+    assert result.exit_code == 0, result.output
+    assert "reference" in result.output and "works" in result.output
+    assert "fashion-mnist-subset" in result.output and "found" in result.output
+
+
+def test_a_configuration_cannot_run_code(folder):
+    marker = Path("hacked")
+    (folder / "bad.yaml").write_text(
+        "base: !!python/object/apply:os.system ['touch hacked']\nvariants: {a: {}}\n"
+    )
+    result = fastvim("show", "bad.yaml")
+    assert result.exit_code == 2 and "is not allowed" in result.output
+    assert not marker.exists()

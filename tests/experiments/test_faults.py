@@ -1,0 +1,213 @@
+"""Processes killed, competing, stopped, and short of disk: nothing is lost, results are identical.
+
+A few kills by default; FASTVIM_KILLS=100 pytest tests/experiments/test_faults.py is the long test.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fastvim_cli.main import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXT = """\
+name: faults
+base:
+  data: {train_images: 200, validation_images: 20, test_images: 40}
+  model: {name: fastvim_femto, patch_size: 7, depth: 1}
+  training: {epochs: 3, batch_size: 20, lr: 1e-3, warmup_epochs: 0, checkpoint_every: 2}
+variants:
+  one: {}
+  two: {model.pooling: max}
+seeds: 1
+"""
+COMMAND = ["ablate", "faults.yaml", "-o", "out/x"]
+RUNS = 2
+KILLS = int(os.environ.get("FASTVIM_KILLS", "2"))
+# A process that hangs fails the test instead of holding it up.
+PATIENCE = 300
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "faults.yaml").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def here(*options: str):
+    """The command in this process."""
+    return CliRunner().invoke(main, [*COMMAND, *options], prog_name="fastvim")
+
+
+def elsewhere(*options: str) -> subprocess.Popen:
+    """The command in a process of its own, which may be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastvim_cli", *COMMAND, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def results(folder: Path) -> dict:
+    """Metrics, histories and weights: what must not depend on how it came about."""
+    found = {}
+    for directory in sorted((folder / "out/x/runs").iterdir()):
+        if directory.name.startswith(".") or not directory.is_dir():
+            continue
+        assert not (directory / "resume.safetensors").exists()
+        metrics = json.loads((directory / "result.json").read_text())["metrics"]
+        files = ("history.csv", "eval.csv", "checkpoint.safetensors", "predictions.safetensors")
+        found[directory.name] = (metrics, *((directory / name).read_bytes() for name in files))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, one_thread):
+    """The results of a command that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "faults.yaml").write_text(TEXT)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        result = here()
+    finally:
+        os.chdir(before)
+    assert result.exit_code == 0, result.output
+    return results(folder)
+
+
+def wait_for(condition, process: subprocess.Popen | None = None) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_killed_at_random_moments(expected, folder):
+    draw = random.Random(1)
+    runs = folder / "out/x/runs"
+    finished = 0
+    for _ in range(KILLS):
+        process = elsewhere()
+        # Half of the kills come within the first run, others anywhere after it.
+        wait_for(lambda: list(runs.glob("*/history.csv")), process)
+        try:
+            process.communicate(timeout=draw.uniform(0, 2.0))
+            finished += 1
+            assert results(folder) == expected
+            shutil.rmtree(folder / "out")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            for file in folder.rglob("result*.json"):
+                json.loads(file.read_text())
+    result = here()
+    assert result.exit_code == 0, result.output
+    assert results(folder) == expected
+    table = json.loads((folder / "out/x/results.json").read_text())
+    assert [len(variant["seeds"]) for variant in table["variants"]] == [1, 1]
+    assert finished < KILLS or KILLS < 10
+
+
+def test_two_runners_share_the_work(expected, folder):
+    other = elsewhere()
+    wait_for(lambda: (folder / "out/x/experiment.json").exists(), other)
+    mine = here()
+    said = [mine.output, other.communicate(timeout=PATIENCE)[1]]
+    assert (mine.exit_code, other.returncode) == (0, 0), said
+    assert results(folder) == expected
+    lines = [line for text in said for line in text.splitlines() if line.endswith(" done")]
+    assert len(lines) == RUNS, said
+
+
+def test_interrupt_saves_and_says_how_to_go_on(expected, folder):
+    def interrupt() -> None:
+        wait_for(lambda: list((folder / "out/x/runs").glob("*/resume.safetensors")))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = here()
+    thread.join()
+    assert result.exit_code == 130, result.output
+    assert "Stopped; everything is saved. To go on: fastvim " in result.output
+    assert not (folder / "out/x/results.json").exists()
+    again = here()
+    assert again.exit_code == 0, again.output
+    assert results(folder) == expected
+
+
+@pytest.mark.slow
+def test_jobs_survive_the_death_of_a_worker(expected, folder):
+    process = elsewhere("--jobs", "2")
+    runs = folder / "out/x/runs"
+    victims: list[int] = []
+
+    def someone_trains() -> bool:
+        if list(runs.glob("*/history.csv")):
+            victims.extend(owners_of_locks(process.pid))
+        return bool(victims)
+
+    wait_for(someone_trains, process)
+    os.kill(victims[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, err
+    assert "killed by signal 9" in err
+    states = sorted(json.loads(f.read_text())["status"] for f in runs.glob("*/result.json"))
+    assert states == ["done", "failed"]
+    again = elsewhere("--jobs", "2")
+    _, err = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, err
+    # Sums over fewer threads differ in the last bits, so only the runs are the same.
+    assert set(results(folder)) == set(expected)
+
+
+def owners_of_locks(parent: int) -> list[int]:
+    """Children of `parent` that have a lock file open."""
+    owners = []
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        links = list(Path(f"/proc/{child}/fd").iterdir())
+        if any(os.readlink(link).endswith(".lock") for link in links if link.is_symlink()):
+            owners.append(int(child))
+    return owners
+
+
+def test_full_disk_is_one_message_and_leaves_no_half_result(expected, folder):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        result = here()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.exit_code == 2, result.output
+    assert result.output.count("Error: cannot write") == 1
+    assert not list(folder.rglob("result.json")) and not list(folder.rglob("table.*"))
+    # Nothing that was being written is left.
+    assert not [path for path in folder.rglob(".*.*") if path.parent.name != ".locks"]
+    assert here().exit_code == 0
+    assert results(folder) == expected
+
+
+def test_deleted_files_are_made_again(expected, folder):
+    assert here().exit_code == 0
+    next((folder / "out/x/runs").glob("one-*/result.json")).unlink()
+    (folder / "out/x/results.json").unlink()
+    (folder / "out/x/experiment.json").unlink()
+    assert here().exit_code == 0
+    assert results(folder) == expected
+    assert json.loads((folder / "out/x/results.json").read_text())["experiment"] == "faults"
