@@ -124,6 +124,21 @@ def test_another_origin_gives_the_same_episodes():
     assert [(e.start_step, e.end_step, e.kind) for e in detect(X, values - 1e4)] == spans
 
 
+def test_a_fall_of_one_value_blinds_nothing():
+    values = TREND + NOISE + bump(1510, 1, 1)
+    values[1500] -= 500
+    assert only(values).start_step == 1510
+
+
+def test_the_resolution_of_a_log_is_no_noise():
+    assert detect(range(220), [0.05] * 20 + [0.04, 0.05, 0.06, 0.05] * 50) == []
+
+
+def test_a_rise_that_goes_on_is_a_divergence_before_half_is_lost():
+    values = 2 + 80 * np.exp(-X / 150) + NOISE + 0.02 * np.maximum(X - 2300, 0)
+    assert only(values).kind == "divergence"
+
+
 def test_steps_do_not_matter():
     values = TREND + NOISE + bump(900, 3, 5)
     steps = np.cumsum(np.random.default_rng(0).integers(0, 1000, COUNT))
