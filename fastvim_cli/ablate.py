@@ -41,12 +41,13 @@ def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs
     """
     plan = planned(experiment, profile, sets, more, grid, seeds, variants)
     from fastvim.experiments.plan import identified_runs
+    from fastvim.experiments.runner import every_run
     from fastvim.experiments.store import Store
 
     store = Store(output or default_output(plan))
     runs = identified_runs(plan)
     if dry_run:
-        _print_plan(plan, runs, store)
+        _print_plan(plan, every_run(runs, store), store)
         return
     sys.exit(_carry_out(plan, runs, store, jobs))
 
@@ -81,7 +82,7 @@ def _print_plan(plan, runs, store) -> None:
 
 def _carry_out(plan, runs, store, jobs: int) -> int:
     from fastvim.experiments.record import write_plan
-    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run
     from fastvim.experiments.store import FINAL
     from fastvim.experiments.workers import carry_out_with_jobs
     from fastvim.reports.study import read_study
@@ -92,6 +93,7 @@ def _carry_out(plan, runs, store, jobs: int) -> int:
 
     this_command = shlex.join(["fastvim", *sys.argv[1:]])
     write_plan(store.output, plan, runs, this_command)
+    runs = every_run(runs, store)
     reused = sum(store.state(run) in FINAL for run in runs)
     stop = StopRequest()
     with RunProgress(len(runs), reused) as progress:

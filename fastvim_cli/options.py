@@ -126,7 +126,10 @@ def planned(
     for text in more:
         if "=" not in text:
             raise UserError(f"unexpected argument {text!r}: expected KEY=VALUE")
-    return make_plan(load(experiment), profile, seeds, variants, (*sets, *more), grid)
+    plan = make_plan(load(experiment), profile, seeds, variants, (*sets, *more), grid)
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return plan
 
 
 def default_output(plan) -> Path:

@@ -24,20 +24,24 @@ from fastvim_cli.options import (
     shell_complete=complete_variants,
     help="The variant to train.  [default: the only one]",
 )
+@click.option("--pretraining", is_flag=True, help="Only the run that the variant starts from.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @output_option
-def command(experiment, more, profile, sets, grid, variant, seed, output):
+def command(experiment, more, profile, sets, grid, variant, pretraining, seed, output):
     """Train one variant with one seed, in a run directory that `ablate` would use too.
+
+    A run that starts from another one waits for it, or trains it first.
 
     \b
     Examples:
       fastvim train pooling-alternation --variant alternating
       fastvim train my.yaml --variant small --seed 3 --set training.epochs=20
+      fastvim train mae-scaling --variant probe-auto --pretraining
     """
     plan = planned(experiment, profile, sets, more, grid, seeds=f"{seed},")
     from fastvim.errors import UserError
     from fastvim.experiments.plan import identified_runs
-    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run
     from fastvim.experiments.store import FINAL, Store
     from fastvim_cli.display import RunProgress
 
@@ -46,16 +50,22 @@ def command(experiment, more, profile, sets, grid, variant, seed, output):
         raise UserError(f"name a variant of {plan.experiment.name} with --variant: {names}")
     chosen = plan.variant(variant) if variant else plan.variants[0]
     run = next(run for run in identified_runs(plan) if run.variant == chosen.name)
+    if pretraining:
+        if run.pretraining is None:
+            raise UserError(f"--pretraining: {run.name} starts from no other run")
+        run = run.pretraining
     store = Store(output or default_output(plan))
     stop = StopRequest()
-    with RunProgress(1, int(store.state(run) in FINAL)) as progress:
+    runs = every_run([run], store)
+    reused = sum(store.state(each) in FINAL for each in runs)
+    with RunProgress(len(runs), reused) as progress:
 
         def notify() -> None:
             progress.say("Stopping after this step; Ctrl-C again stops at once, unsaved.")
 
         try:
             with stop.listening(notify):
-                (outcome,) = carry_out([run], store, progress, stop)
+                outcome = carry_out(runs, store, progress, stop)[-1]
         except Stopped:
             again = shlex.join(["fastvim", *sys.argv[1:]])
             progress.say(f"Stopped; everything is saved. To go on: {again}")

@@ -89,7 +89,7 @@ def _seconds_per_image(config: RunConfig) -> float:
 
     device = devices.choose_device()
     precision = devices.choose_precision(config.training, device)
-    task = tasks.create(config.task, config.training)
+    task = tasks.create(config.task, config.training, config.masking)
     model = task.build(config.nested()["model"], loaded(config.data), seed=0)
     model.to(device).train()
     batch = min(MEASURED_BATCH, config.training.forward_size)
@@ -101,7 +101,7 @@ def _seconds_per_image(config: RunConfig) -> float:
     while len(times) < 2 or (len(times) < 6 and time.perf_counter() - started < SECONDS_TO_MEASURE):
         began = time.perf_counter()
         with devices.autocast(precision, device):
-            loss = task.loss(model, images, labels)
+            loss = task.loss(model, images, task.targets(model, labels, 0, 0, 0))
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -6,11 +6,13 @@ import importlib.util
 import json
 from pathlib import Path
 
-from fastvim.experiments.schema import RunConfig
+from fastvim.experiments.schema import INTERPOLATE, RunConfig
 
 # Where a run's result is computed; the other rooms only arrange runs and read them.
 ROOMS = ("kernels", "models", "tasks", "data", "training")
 SOURCES = (".py", ".cpp", ".h", ".cu")
+# The rest of a pretraining enters by its own identity.
+INTERPOLATED = f"pretrained.{INTERPOLATE}"
 # Bookkeeping: these change how a run is done, not what comes out of it. The data set itself
 # enters by its fingerprint, wherever it lies.
 WITHOUT_EFFECT = ("data.root", "data.workers", "training.checkpoint_every", "training.log_every")
@@ -30,12 +32,21 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def run_identity(config: RunConfig, seed: int, fingerprint: str) -> str:
+def run_identity(
+    config: RunConfig, seed: int, fingerprint: str, pretraining: str | None = None
+) -> str:
     """The identity of a run (hex, 64 digits).
 
-    `fingerprint` is the data set's. The names of experiment, profile and variant play no part,
-    so that experiments share runs.
+    `fingerprint` is the data set's, `pretraining` the identity of the run that this one starts
+    from. The names of experiment, profile and variant play no part, so that experiments share
+    runs.
     """
-    values = {key: value for key, value in config.flat().items() if key not in WITHOUT_EFFECT}
+    values = {
+        key: value
+        for key, value in config.flat().items()
+        if key not in WITHOUT_EFFECT and (key == INTERPOLATED or not key.startswith("pretrained."))
+    }
     parts = {"config": values, "seed": seed, "data": fingerprint, "code": code_version()}
+    if pretraining is not None:
+        parts["pretraining"] = pretraining
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from fastvim.errors import UserError, nearest
 from fastvim.experiments.documents import parse_value, shorten
 from fastvim.experiments.experiment import GRID, SET, Experiment, seed_list
 from fastvim.experiments.identity import run_identity
+from fastvim.experiments.pretraining import scale_warning
 from fastvim.experiments.schema import MAX_RUNS, TIMM_PREFIX, RunConfig
 from fastvim.experiments.settings import (
     Layer,
@@ -48,6 +50,8 @@ class Plan:
     variants: tuple[Variant, ...]
     # --set and --grid as given.
     overrides: tuple[str, ...] = ()
+    # What the user should know before anything is trained.
+    warnings: tuple[str, ...] = ()
 
     def variant(self, name: str) -> Variant:
         """The variant called `name`; UserError with the nearest if there is none."""
@@ -100,7 +104,17 @@ def make_plan(
                 baseline = None
             planned.append(Variant(name + suffix, run, origins, baseline))
     overrides = [f"--set {text}" for text in sets] + [f"--grid {text}" for text in grid]
-    return Plan(experiment, profile, run_seeds, tuple(planned), tuple(overrides))
+    warnings = _warnings(planned)
+    return Plan(experiment, profile, run_seeds, tuple(planned), tuple(overrides), warnings)
+
+
+def _warnings(variants: Sequence[Variant]) -> tuple[str, ...]:
+    said: dict[str, list[str]] = {}
+    for variant in variants:
+        warning = scale_warning(variant.config, variant.origins)
+        if warning is not None:
+            said.setdefault(warning, []).append(variant.name)
+    return tuple(f"{', '.join(names)}: {warning}" for warning, names in said.items())
 
 
 def _profile(experiment: Experiment, profile: str | None) -> str:
@@ -201,11 +215,47 @@ def identified_runs(plan: Plan) -> list[Run]:
     or does not fit the model or the batch size.
     """
     fingerprints = {v.name: _fingerprint(v) for v in plan.variants}
-    return [
-        Run(v.name, seed, v.config, run_identity(v.config, seed, fingerprints[v.name]))
-        for seed in plan.seeds
+    before = {v.name: _pretraining_fingerprint(v) for v in plan.variants}
+    names = _pretraining_names(plan)
+    runs = []
+    for seed in plan.seeds:
+        for v in plan.variants:
+            pretraining = None
+            if v.config.pretrained is not None:
+                config = v.config.pretrained.run
+                identity = run_identity(config, seed, before[v.name])
+                pretraining = Run(names[v.name], seed, config, identity)
+            identity = run_identity(
+                v.config, seed, fingerprints[v.name], pretraining and pretraining.identity
+            )
+            runs.append(Run(v.name, seed, v.config, identity, pretraining))
+    return runs
+
+
+def _pretraining_names(plan: Plan) -> dict[str, str]:
+    """Variant -> what to call the run it starts from: `pretraining`, and where there are
+    several, for which variant first."""
+    first: dict[str, str] = {}
+    keys = {
+        v.name: json.dumps(v.config.pretrained.run.nested(), sort_keys=True)
         for v in plan.variants
-    ]
+        if v.config.pretrained is not None
+    }
+    for name, key in keys.items():
+        first.setdefault(key, name)
+    if len(first) == 1:
+        return dict.fromkeys(keys, "pretraining")
+    return {name: f"pretraining-for-{first[key]}" for name, key in keys.items()}
+
+
+def _pretraining_fingerprint(variant: Variant) -> str:
+    """Of the data of the run that a variant starts from; empty if from none."""
+    if variant.config.pretrained is None:
+        return ""
+    config = variant.config.pretrained.run
+    dataset = loaded(config.data)
+    dataset.batches_per_epoch(config.training.batch_size)
+    return dataset.fingerprint
 
 
 def _fingerprint(variant: Variant) -> str:

@@ -50,9 +50,25 @@ def write_plan(output: Path, plan: Plan, runs: list[Run], command: str) -> None:
             }
             for v in plan.variants
         ],
-        "runs": [{"variant": r.variant, "seed": r.seed, "hash": r.identity} for r in runs],
+        "runs": [_described(run) for run in runs],
     }
     write_atomic(Path(output) / FILE, json.dumps(content, indent=2) + "\n")
+
+
+def _described(run: Run) -> dict:
+    content = {"variant": run.variant, "seed": run.seed, "hash": run.identity}
+    if run.pretraining is not None:
+        before = run.pretraining
+        content["pretraining"] = {"variant": before.variant, "hash": before.identity}
+    return content
+
+
+def _run(described: dict, config: RunConfig) -> Run:
+    before = described.get("pretraining")
+    seed = described["seed"]
+    if before is not None:
+        before = Run(before["variant"], seed, config.pretrained.run, before["hash"])
+    return Run(described["variant"], seed, config, described["hash"], before)
 
 
 def read_plan(output: Path) -> RecordedPlan:
@@ -76,9 +92,7 @@ def read_plan(output: Path) -> RecordedPlan:
         baselines = {
             item["name"]: item["baseline"] for item in content["variants"] if item["baseline"]
         }
-        runs = [
-            Run(r["variant"], r["seed"], variants[r["variant"]], r["hash"]) for r in content["runs"]
-        ]
+        runs = [_run(item, variants[item["variant"]]) for item in content["runs"]]
         return RecordedPlan(
             name=content["experiment"],
             profile=content["profile"],

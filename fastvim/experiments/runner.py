@@ -96,6 +96,16 @@ def failures(store: Store, runs: Iterable[Run]) -> dict[str, int]:
     return found
 
 
+def every_run(runs: Iterable[Run], store: Store) -> list[Run]:
+    """`runs`, and before the first that needs it each pretraining that is still to be used."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        if run.pretraining is not None and store.state(run) not in FINAL:
+            found.setdefault(run.pretraining.identity, run.pretraining)
+        found.setdefault(run.identity, run)
+    return list(found.values())
+
+
 def carry_out(
     runs: Sequence[Run],
     store: Store,
@@ -103,7 +113,7 @@ def carry_out(
     should_stop: Callable[[], bool],
     failed_before: dict[str, int] | None = None,
 ) -> list[Outcome]:
-    """Bring every run to an outcome; those of one identity share it.
+    """Bring every run to an outcome, and what it starts from; those of one identity share it.
 
     A run that fails is recorded, with its log, and the others go on. Raises Stopped when
     `should_stop` says so (after the step, with the state saved) and UserError when the output
@@ -111,7 +121,7 @@ def carry_out(
     """
     if failed_before is None:
         failed_before = failures(store, runs)
-    pending = list({run.identity: run for run in runs}.values())
+    pending = every_run(runs, store)
     outcomes: dict[str, Outcome] = {}
     reported: set[str] = set()
     while pending:
@@ -147,9 +157,18 @@ def _attempt(run, store, listen, should_stop, failed_before, reported) -> Outcom
         adopted = store.adopt(run)
         if adopted is not None:
             return Outcome(run, adopted.state, True, adopted.directory)
+        start = None
+        if run.pretraining is not None:
+            start = _known(run.pretraining, store, listen, failed_before, reported)
+            if start is None:
+                return None
         directory = store.open(run)
+        if start is not None and start.state != "done":
+            message = f"the run it starts from, {start.run.name}, {start.state}: {start.directory}"
+            record_failure(directory, message)
+            return Outcome(run, "failed", False, directory, message)
         listen({"event": "begin", "run": run, "directory": directory})
-        return _train(run, directory, listen, should_stop)
+        return _train(run, directory, start, listen, should_stop)
 
 
 def _known(run, store, listen, failed_before, reported) -> Outcome | None:
@@ -175,15 +194,21 @@ def _written(record: RunRecord) -> int:
         return 0
 
 
-def _train(run: Run, directory: Path, listen: Listener, should_stop) -> Outcome:
+def _train(
+    run: Run, directory: Path, start: Outcome | None, listen: Listener, should_stop
+) -> Outcome:
     from fastvim.training.run import Interrupted, train_run
 
     (directory / "result.json").unlink(missing_ok=True)
+    sections = run.config.nested()
     try:
         result = train_run(
             task=run.config.task,
             data=run.config.data,
-            model=run.config.nested()["model"],
+            model=sections["model"],
+            masking=run.config.masking,
+            pretrained=sections.get("pretrained"),
+            pretrained_in=None if start is None else start.directory,
             training=run.config.training,
             seed=run.seed,
             directory=directory,

@@ -6,23 +6,25 @@ mapping means the same as dotted names. A run is a `RunConfig`.
 """
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fastvim.data.config import DataConfig
 from fastvim.errors import nearest
-from fastvim.models.config import Extent, ModelConfig
+from fastvim.models.config import Extent, MaskingConfig, ModelConfig
 from fastvim.training.recipe import Recipe
 
 TIMM_PREFIX = "timm/"
 MAX_RUNS = 10_000
 LIST_KEYS = "fastvim schema --keys"
+INTERPOLATE = "interpolate_positions"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Seeds = Annotated[int, Field(ge=1, le=1000)] | Annotated[list[Seed], Field(min_length=1)]
-Metric = Literal["top1", "top5", "loss"]
+Task = Literal["classification", "linear-probe", "masked-autoencoding"]
+Metric = Literal["top1", "top5", "loss", "knn_top1"]
 
 
 class TimmConfig(BaseModel):
@@ -37,39 +39,74 @@ class TimmConfig(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """Everything that decides one run, but its seed."""
+    """Everything that decides one run, but its seed.
+
+    `masking` belongs to the task masked-autoencoding, `pretrained` to the others.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Literal["classification"] = "classification"
+    task: Task = "classification"
     data: DataConfig
     model_name: str
     model: ModelConfig | TimmConfig
     training: Recipe
+    masking: MaskingConfig | None = None
+    pretrained: "Pretrained | None" = None
 
     def nested(self) -> dict:
-        """As JSON values, in a YAML file's sections: task, data, model (with name), training."""
-        values = self.model_dump(mode="json")
-        name = values.pop("model_name")
-        return {**values, "model": {"name": name, **values["model"]}}
+        """As JSON values, in a YAML file's sections: task, data, model (with name), training;
+        masking and pretrained where the run has them."""
+        parts = {"task", "data", "model", "training", "masking"}
+        values = self.model_dump(mode="json", include=parts)
+        values["model"] = {"name": self.model_name, **values["model"]}
+        if values["masking"] is None:
+            del values["masking"]
+        if self.pretrained is not None:
+            values["pretrained"] = self.pretrained.nested()
+        return values
 
     def flat(self) -> dict[str, Any]:
         """The same by dotted name."""
-        sections = self.nested()
-        task = {"task": sections.pop("task")}
-        return task | {
-            f"{section}.{key}": value
-            for section, values in sections.items()
-            for key, value in values.items()
-        }
+        return _flat(self.nested(), "")
 
     @classmethod
     def from_nested(cls, values: dict) -> "RunConfig":
         """The inverse of `nested`; ValueError where the values are not a run's."""
+        values = dict(values)
         model = dict(values["model"])
         name = model.pop("name")
         kind = TimmConfig if name.startswith(TIMM_PREFIX) else ModelConfig
+        if values.get("pretrained") is not None:
+            run = dict(values["pretrained"])
+            interpolate = run.pop(INTERPOLATE)
+            values["pretrained"] = Pretrained(
+                run=cls.from_nested(run), interpolate_positions=interpolate
+            )
         return cls(**{**values, "model_name": name, "model": kind(**model)})
+
+
+class Pretrained(BaseModel):
+    """The run whose encoder another one starts from; it has the same seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: RunConfig
+    # Whether position embeddings may be interpolated to another image size.
+    interpolate_positions: bool = False
+
+    def nested(self) -> dict:
+        """The sections of the run, and what is done with its weights."""
+        return {**self.run.nested(), INTERPOLATE: self.interpolate_positions}
+
+
+def _flat(values: dict, prefix: str) -> dict[str, Any]:
+    # No value of a run is itself a mapping.
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 class ExperimentFile(BaseModel):
@@ -103,9 +140,15 @@ class ExperimentFile(BaseModel):
 
 def known_keys() -> list[str]:
     """Every dotted name that a run has."""
-    sections = {"data": DataConfig, "model": ModelConfig, "training": Recipe}
+    sections = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "training": Recipe,
+        "masking": MaskingConfig,
+    }
     names = [f"{section}.{key}" for section, kind in sections.items() for key in kind.model_fields]
-    return ["task", "model.name", *names]
+    names = ["task", "model.name", *names]
+    return [*names, f"pretrained.{INTERPOLATE}", *(f"pretrained.{name}" for name in names)]
 
 
 def unknown_key(key: str) -> str:
@@ -133,22 +176,28 @@ def json_schema() -> dict:
     """A JSON Schema of experiment files for editors: fields, and dotted and nested names."""
     schema = ExperimentFile.model_json_schema()
     definitions = schema.setdefault("$defs", {})
-    keys: dict[str, dict] = {}
-    sections = {}
-    for section, kind in (("data", DataConfig), ("model", ModelConfig), ("training", Recipe)):
+    sections, keys = {}, {}
+    kinds = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "training": Recipe,
+        "masking": MaskingConfig,
+    }
+    for section, kind in kinds.items():
         part = kind.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(part.pop("$defs", {}))
         properties = dict(part["properties"])
         if section == "model":
             properties = {"name": {"type": "string", "title": "Preset or timm/<name>"}} | properties
-        sections[section] = {
-            "type": "object",
-            "properties": properties,
-            "additionalProperties": False,
-        }
+            scale = properties["pooling_scale"]
+            properties["pooling_scale"] = {"anyOf": [scale, {"const": "auto"}]}
+        sections[section] = _object(properties)
         keys |= {f"{section}.{key}": value for key, value in properties.items()}
-    keys["task"] = {"const": "classification"}
-    settings = {"type": "object", "properties": {**sections, **keys}, "additionalProperties": False}
+    keys["task"] = {"enum": list(get_args(Task))}
+    own = {**sections, **keys, INTERPOLATE: {"type": "boolean"}}
+    keys |= {f"pretrained.{key}": value for key, value in own.items() if key not in sections}
+    sections["pretrained"] = {"anyOf": [_object(own), {"type": "null"}]}
+    settings = _object({**sections, **keys})
     definitions["settings"] = settings
     definitions["profile"] = {
         **settings,
@@ -162,3 +211,7 @@ def json_schema() -> dict:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "fastvim experiment"
     return schema
+
+
+def _object(properties: dict) -> dict:
+    return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -3,26 +3,36 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from fastvim.data.config import DataConfig
 from fastvim.errors import UserError, nearest
 from fastvim.experiments.documents import Document, parse_value, shorten
+from fastvim.experiments.pretraining import (
+    SECTION,
+    check_pretrained,
+    pretraining_layer,
+    with_scale,
+)
 from fastvim.experiments.schema import (
+    INTERPOLATE,
     TIMM_PREFIX,
+    Pretrained,
     RunConfig,
+    Task,
     TimmConfig,
     known_keys,
     plain_reason,
     unknown_key,
 )
-from fastvim.models.config import ModelConfig
+from fastvim.models.config import MaskingConfig, ModelConfig
 from fastvim.models.presets import PRESETS
 from fastvim.training.recipe import Recipe
 
-SECTIONS = ("data", "model", "training")
+SECTIONS = ("data", "model", "training", "masking")
+NESTED = (*SECTIONS, SECTION, *(f"{SECTION}.{section}" for section in SECTIONS))
 # The layer of what follows from the data set.
 DATA_SET = "data set"
 # Fields that are checked together: those that a message about one may be due to.
@@ -70,12 +80,12 @@ def read_layer(document: Document, path: tuple, layer: str, rank: int, ignore=()
             place = str(document.mark((*here, key)))
             if not prefix and key in ignore:
                 continue
-            if isinstance(child, Mapping) and name in SECTIONS:
+            if isinstance(child, Mapping) and name in NESTED:
                 walk(child, (*here, key), f"{name}.")
                 continue
-            if name in SECTIONS:
+            if name in NESTED and not (name == SECTION and child is None):
                 raise UserError(f"{place}: {name} is a section: give it a mapping of its keys")
-            if name not in known_keys():
+            if name not in (SECTION, *known_keys()):
                 raise UserError(f"{place}: unknown key {shorten(name)}{unknown_key(name)}")
             if name in result:
                 raise UserError(f"{place}: {name} is set twice (first at {result[name].place})")
@@ -102,25 +112,104 @@ def parse_assignment(text: str, option: str, rank: int) -> tuple[str, Setting]:
     return key, Setting(parse_value(value, place), option, place, rank)
 
 
-def resolve(settings: Layer) -> tuple[RunConfig, dict[str, Setting]]:
+def resolve(settings: Layer, prefix: str = "") -> tuple[RunConfig, dict[str, Setting]]:
     """The run that `settings` describe, and the origin of each of its values by dotted name.
 
     Values that nobody set are the model preset's or the default of their section; image size,
-    channels and classes of the model follow the data. Raises UserError that names the place of
-    the value at fault.
+    channels and classes of the model follow the data. `prefix` stands before names in errors.
+    Raises UserError that names the place of the value at fault.
     """
     sections = {name: _section(settings, name) for name in SECTIONS}
-    task = settings.get("task")
-    if task is not None and task.value != "classification":
-        raise UserError(
-            f"{task.place}: task = {shorten(task.value)}: the only task is 'classification'"
-        )
+    task = _task(settings, prefix)
+    pretrained, origins = _pretrained(settings)
     _share_image_size(sections)
-    data = _validated(DataConfig, "data", sections["data"])
-    name, model = _model(sections["model"], data)
-    training = _validated(Recipe, "training", sections["training"])
-    run = RunConfig(data=data, model_name=name, model=model, training=training)
-    return run, {key: _origin(key, settings, sections, name) for key in run.flat()}
+    data = _validated(DataConfig, f"{prefix}data", sections["data"])
+    if "pooling_scale" in sections["model"]:
+        scale = with_scale(sections["model"]["pooling_scale"], pretrained)
+        sections["model"]["pooling_scale"] = scale
+    name, model = _model(sections["model"], data, f"{prefix}model")
+    training = _validated(Recipe, f"{prefix}training", sections["training"])
+    masking = _masking(task, sections, model, name, prefix)
+    run = RunConfig(
+        task=task,
+        data=data,
+        model_name=name,
+        model=model,
+        training=training,
+        masking=masking,
+        pretrained=pretrained,
+    )
+    check_pretrained(run, settings)
+    if run.training.layer_decay is not None and task != "classification":
+        place = settings["training.layer_decay"].place
+        raise UserError(f"{place}: {prefix}training.layer_decay does not apply to {task}")
+    found = {
+        key: origins[key] if key in origins else _origin(key, settings, sections, name)
+        for key in run.flat()
+    }
+    return run, found
+
+
+def _task(settings: Layer, prefix: str) -> str:
+    given = settings.get("task")
+    if given is None:
+        return "classification"
+    names = get_args(Task)
+    if given.value not in names:
+        raise UserError(
+            f"{given.place}: {prefix}task = {shorten(given.value)}: there is no such task"
+            f"{nearest(str(given.value), names)}; there are {', '.join(names)}"
+        )
+    return given.value
+
+
+def _pretrained(settings: Layer) -> tuple[Pretrained | None, dict[str, Setting]]:
+    """The run that this one starts from, and the origins of its values."""
+    layer = pretraining_layer(settings)
+    if layer is None:
+        return None, {}
+    layer.setdefault("task", Setting("masked-autoencoding", "default", ""))
+    default = Setting(False, "default", "")
+    interpolate = layer.pop(INTERPOLATE, default)
+    if not isinstance(interpolate.value, bool):
+        raise UserError(
+            f"{interpolate.place}: {SECTION}.{INTERPOLATE} = {shorten(interpolate.value)}: "
+            "expected true or false"
+        )
+    run, origins = resolve(layer, f"{SECTION}.")
+    origins[INTERPOLATE] = interpolate
+    pretrained = Pretrained(run=run, interpolate_positions=interpolate.value)
+    return pretrained, {f"{SECTION}.{key}": origin for key, origin in origins.items()}
+
+
+def _masking(
+    task: str,
+    sections: dict[str, Layer],
+    model: ModelConfig | TimmConfig,
+    name: str,
+    prefix: str,
+) -> MaskingConfig | None:
+    """How a masked autoencoder hides tokens; None for another task."""
+    section = sections["masking"]
+    if task != "masked-autoencoding":
+        for key, setting in section.items():
+            raise UserError(f"{setting.place}: {prefix}masking.{key} does not apply to {task}")
+        return None
+    for key in ("mixup", "cutmix"):
+        setting = sections["data"].get(key)
+        if setting is not None and setting.value:
+            raise UserError(f"{setting.place}: {prefix}data.{key} does not apply to {task}")
+    masking = _validated(MaskingConfig, f"{prefix}masking", section)
+    if isinstance(model, TimmConfig):
+        raise UserError(f"{prefix}model.name = {name}: timm's models have no {task} here")
+    try:
+        masking.check(model)
+    except UserError as error:
+        key, _, reason = str(error).partition(": ")
+        kind = "masking" if key in MaskingConfig.model_fields else "model"
+        place = f"{sections[kind][key].place}: " if key in sections[kind] else ""
+        raise UserError(f"{place}{prefix}{kind}.{key}: {reason}") from None
+    return masking
 
 
 def _section(settings: Layer, section: str) -> Layer:
@@ -147,7 +236,7 @@ def _pair(size: object) -> object:
     return [size, size] if isinstance(size, int) else size
 
 
-def _model(section: Layer, data: DataConfig) -> tuple[str, ModelConfig | TimmConfig]:
+def _model(section: Layer, data: DataConfig, title: str) -> tuple[str, ModelConfig | TimmConfig]:
     chosen = section.pop("name", None)
     if chosen is None:
         raise UserError("the base sets no model.name: name a preset, such as fastvim_nano")
@@ -166,13 +255,13 @@ def _model(section: Layer, data: DataConfig) -> tuple[str, ModelConfig | TimmCon
             if section[key].rank >= chosen.rank:
                 raise UserError(f"{section[key].place}: model.{key} does not apply to {name}")
             del section[key]
-        return name, _validated(TimmConfig, "model", section)
+        return name, _validated(TimmConfig, title, section)
     if not isinstance(name, str) or name not in PRESETS:
         raise UserError(
             f"{chosen.place}: no model named {shorten(name)}{nearest(str(name), PRESETS)}; "
             f"there are {', '.join(PRESETS)} and timm/<name>"
         )
-    return name, _validated(ModelConfig, "model", section, PRESETS[name])
+    return name, _validated(ModelConfig, title, section, PRESETS[name])
 
 
 def _classes(data: DataConfig) -> int | None:

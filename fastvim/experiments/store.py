@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from fastvim.errors import UserError
 from fastvim.experiments.schema import RunConfig
 from fastvim.files import write_atomic
+from fastvim.tasks import TASKS
 
 FORMAT = 1
 FINAL = ("done", "diverged")
@@ -32,6 +33,8 @@ class Run:
     seed: int
     config: RunConfig
     identity: str
+    # The run whose encoder this one starts from.
+    pretraining: "Run | None" = None
 
     @property
     def name(self) -> str:
@@ -66,6 +69,7 @@ def read_run(directory: Path) -> RunRecord:
     _check_format(directory / "config.json", config)
     try:
         values = {key: config[key] for key in ("task", "data", "model", "training")}
+        values |= {key: config[key] for key in ("masking", "pretrained") if key in config}
         run = Run(
             str(config["variant"]),
             int(config["seed"]),
@@ -83,7 +87,7 @@ def read_run(directory: Path) -> RunRecord:
     if state not in (*FINAL, "failed"):
         raise BrokenRun(f"{directory / 'result.json'}: unknown status {state!r}")
     if state == "done":
-        _check_numbers(directory / "result.json", result)
+        _check_numbers(directory / "result.json", result, TASKS[run.config.task])
     return RunRecord(directory, run, state, result)
 
 
@@ -105,7 +109,7 @@ def _check_format(path: Path, content: dict) -> None:
         raise BrokenRun(f"{path}: written by a newer fastvim (format {version}, this is {FORMAT})")
 
 
-def _check_numbers(path: Path, result: dict) -> None:
+def _check_numbers(path: Path, result: dict, measured: Iterable[str]) -> None:
     for part in ("metrics", "cost"):
         values = result.get(part)
         if not isinstance(values, dict):
@@ -114,8 +118,9 @@ def _check_numbers(path: Path, result: dict) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
             raise BrokenRun(f"{path}: corrupt: {name} = {value!r} is not a number")
-    if "top1" not in result["metrics"]:
-        raise BrokenRun(f"{path}: corrupt: no top1")
+    for name in measured:
+        if name not in result["metrics"]:
+            raise BrokenRun(f"{path}: corrupt: no {name}")
 
 
 class Store:

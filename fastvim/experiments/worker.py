@@ -22,16 +22,28 @@ INTERRUPTED = 130
 
 def describe_work(output: Path, runs: list[Run], failed_before: dict[str, int]) -> str:
     """What `main` reads."""
-    described = [
-        {
-            "variant": run.variant,
-            "seed": run.seed,
-            "identity": run.identity,
-            "config": run.config.nested(),
-        }
-        for run in runs
-    ]
+    described = [_described(run) for run in runs]
     return json.dumps({"output": str(output), "runs": described, "failed_before": failed_before})
+
+
+def _described(run: Run) -> dict[str, Any]:
+    return {
+        "variant": run.variant,
+        "seed": run.seed,
+        "identity": run.identity,
+        "config": run.config.nested(),
+        "pretraining": None if run.pretraining is None else _described(run.pretraining),
+    }
+
+
+def _run(described: dict[str, Any]) -> Run:
+    return Run(
+        described["variant"],
+        described["seed"],
+        RunConfig.from_nested(described["config"]),
+        described["identity"],
+        None if described["pretraining"] is None else _run(described["pretraining"]),
+    )
 
 
 def main() -> int:
@@ -40,10 +52,7 @@ def main() -> int:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     work = json.load(sys.stdin)
-    runs = [
-        Run(item["variant"], item["seed"], RunConfig.from_nested(item["config"]), item["identity"])
-        for item in work["runs"]
-    ]
+    runs = [_run(item) for item in work["runs"]]
     parent = os.getppid()
     stop = StopRequest()
     try:

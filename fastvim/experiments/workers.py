@@ -19,6 +19,7 @@ from fastvim.experiments.runner import (
     Outcome,
     Stopped,
     carry_out,
+    every_run,
     failures,
     record_failure,
 )
@@ -56,8 +57,7 @@ def carry_out_with_jobs(
     """As `carry_out`, by `jobs` processes. A process that dies takes only its run with it."""
     failed_before = failures(store, runs)
     reused = {run.identity for run in runs if store.state(run) in FINAL}
-    unique = list({run.identity: run for run in runs}.values())
-    open_runs = [run for run in unique if run.identity not in reused]
+    open_runs = [run for run in every_run(runs, store) if run.identity not in reused]
     pool = _Pool(store, open_runs, listen, failed_before)
     if open_runs:
         pool.run(min(jobs, len(open_runs)), should_stop)
