@@ -55,6 +55,9 @@ def _columns(path: Path, needed: Sequence[str], problems: list[str]) -> dict[str
             columns = {
                 name: np.array([float(row[name]) for row in rows]) for name in (rows or [{}])[0]
             }
+        # A run may diverge before its first evaluation, but not before its first step.
+        if not rows and "loss" in needed:
+            raise ValueError("no steps")
         if rows and not set(needed) <= set(columns):
             raise ValueError(f"no column {', '.join(set(needed) - set(columns))}")
         if rows and not np.isfinite(columns["step"]).all():

@@ -10,8 +10,8 @@ from typing import Any
 
 from fastvim.files import write_atomic
 
-PERCENT = ("top1", "top5")
-NAMES = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss"}
+PERCENT = ("top1", "top5", "knn_top1")
+NAMES = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss", "knn_top1": "kNN %"}
 
 
 def write_tables(output: str | Path, results: Mapping[str, Any]) -> None:
@@ -32,6 +32,7 @@ def columns(results: Mapping[str, Any]) -> list[str]:
         *own,
         "top-1 %",
         "top-5 %",
+        *([NAMES["knn_top1"]] if _has_neighbours(results) else []),
         f"{metric.removesuffix(' %')} difference [95 % CI]",
         "params M",
         "GFLOPs",
@@ -41,6 +42,12 @@ def columns(results: Mapping[str, Any]) -> list[str]:
         "diverged",
         "claim",
     ]
+
+
+def _has_neighbours(results: Mapping[str, Any]) -> bool:
+    """Whether a variant was probed by the nearest neighbours of its features."""
+    found = (variant["metrics"].get("knn_top1", []) for variant in results["variants"])
+    return any(value is not None for values in found for value in values)
 
 
 def rows(results: Mapping[str, Any]) -> list[list[str]]:
@@ -65,6 +72,7 @@ def _row(variant: Mapping, contrast: Mapping | None, results: Mapping[str, Any])
         *own,
         spread(metrics["top1"], 2),
         spread(metrics["top5"], 2),
+        *([spread(metrics.get("knn_top1", []), 2)] if _has_neighbours(results) else []),
         difference(contrast, results["metric"]) if contrast else "baseline",
         _number(None if parameters is None else parameters / 1e6, 3),
         _number(cost["gflops"], 4),
@@ -166,12 +174,12 @@ def _claim(claim: Mapping[str, Any]) -> str:
 def markdown(results: Mapping[str, Any]) -> str:
     """table.md: the question, the table, and what must be known beside it."""
     heads = columns(results)
-    text = [f"# {results['experiment']}, profile {results['profile']}", ""]
-    text += [results["question"], ""] if results["question"] else []
+    text = [f"# {_cell(results['experiment'])}, profile {_cell(results['profile'])}", ""]
+    text += [_cell(results["question"]), ""] if results["question"] else []
     text += [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 2) + ["---"])]
     text += [_line(row) for row in rows(results)]
     text += [""] + [f"- {_cell(note)}" for note in notes(results)]
-    text += ["", f"Made by `{results['command']}`.", ""]
+    text += ["", "Made by", "", f"    {' '.join(results['command'].split())}", ""]
     return "\n".join(text)
 
 
@@ -189,7 +197,7 @@ def csv_table(results: Mapping[str, Any]) -> str:
     contrasts = {contrast["variant"]: contrast for contrast in results["contrasts"]}
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    metrics = ("top1", "top5", "loss")
+    metrics = ("top1", "top5", "loss", *(["knn_top1"] if _has_neighbours(results) else []))
     heads = ["variant", "seeds"]
     for metric in metrics:
         heads += [f"{metric}_mean", f"{metric}_sd"]

@@ -1,0 +1,91 @@
+"""report, compare, claims and tensorboard as they are called."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from click.testing import CliRunner
+
+from fastvim_cli.main import main
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_report_writes_all_and_says_what(output):
+    done = call("report", output)
+    assert done.exit_code == 0, done.output
+    assert (output / "report.html").exists() and (output / "plots" / "curves.svg").exists()
+    assert "Written to" in done.output and "alternating" in done.output
+    assert len(list((output / "runs").glob("*.fastvim"))) == 1
+
+
+def test_report_writes_only_the_formats_asked_for(output):
+    before = {path.name for path in output.iterdir()}
+    assert call("report", output, "--format", "latex,md").exit_code == 0
+    assert {path.name for path in output.iterdir()} - before == {"table.tex", "table.md"}
+
+
+def test_compare_says_what_differs_and_writes_where_asked(finished, tmp_path, run_directory):
+    runs = [run_directory(finished, name, 0) for name in ("columns", "alternating")]
+    done = call("compare", *runs, "-o", tmp_path / "c", "--format", "html,json")
+    assert done.exit_code == 0, done.output
+    assert "model.schedule" in done.output
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"report.html", "results.json"}
+
+
+def test_claims_as_a_table_and_as_json(output):
+    table = call("claims", output)
+    assert table.exit_code == 0 and "fastvim ablate" in table.output
+    rows = json.loads(call("claims", output, "--json").stdout)
+    assert {"claim", "published", "estimate", "verdict", "command"} <= set(rows[0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "nowhere"),
+        ("report", "{out}", "--format", "docx"),
+        ("compare", "{out}", "--baseline", "alternatin"),
+        ("compare", "{out}", "--format", "html"),
+        ("compare", "nowhere"),
+        ("claims", "nowhere"),
+        ("tensorboard", "nowhere"),
+        ("tensorboard", "{empty}"),
+    ],
+)
+def test_bad_input_is_one_message(finished, tmp_path, arguments):
+    done = call(*(a.format(out=finished, empty=tmp_path) for a in arguments))
+    assert done.exit_code == 2
+    assert done.output.startswith("Error: ") and "Traceback" not in done.output
+
+
+def test_tensorboard_prints_its_address_serves_the_runs_and_ends(output):
+    call("report", output, "--format", "json")
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from fastvim_cli.main import main; main()", "tensorboard", output],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        address = re.search(r"http://\S+/", process.stdout.readline()).group()
+        for line in process.stderr:
+            if "Press CTRL+C" in line:
+                break
+        with urllib.request.urlopen(f"{address}data/runs", timeout=30) as answer:
+            runs = json.loads(answer.read())
+        assert isinstance(runs, list)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert "Traceback" not in errors
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,161 @@
+"""What counts and what is left out, in a report and in a comparison of any runs."""
+
+import json
+import shutil
+
+import pytest
+
+from fastvim.errors import UserError
+from fastvim.reports.comparison import compare, study_of
+from fastvim.reports.curves import read_curves
+from fastvim.reports.evidence import collect_results
+from fastvim.reports.study import read_study
+
+
+def named(study):
+    return {variant["name"]: variant for variant in study.results["variants"]}
+
+
+def test_results_hold_what_the_runs_say(finished, study, run_directory):
+    for variant in ("columns", "alternating"):
+        own = [
+            json.loads((run_directory(finished, variant, seed) / "result.json").read_text())
+            for seed in (0, 1)
+        ]
+        assert named(study)[variant]["metrics"]["top1"] == [r["metrics"]["top1"] for r in own]
+    assert named(study)["hot"]["diverged"] == 2
+    assert named(study)["hot"]["metrics"]["top1"] == [None, None]
+    (contrast,) = [c for c in study.results["contrasts"] if c["variant"] == "alternating"]
+    own, base = (named(study)[name]["metrics"]["top1"] for name in ("alternating", "columns"))
+    assert contrast["difference"] == pytest.approx((sum(own) - sum(base)) / 2)
+
+
+def test_curves_are_those_of_the_history(finished, study, run_directory):
+    lines = (run_directory(finished, "columns", 1) / "history.csv").read_text().splitlines()[1:]
+    (run,) = [run for run in study.runs_of("columns") if run.seed == 1]
+    assert run.curves.loss.tolist() == [float(line.split(",")[2]) for line in lines]
+    assert len(run.curves.validation["val_top1"][0]) == 2
+
+
+def test_settings_that_differ(study):
+    differing, shared = study.settings()
+    assert list(differing) == ["model.schedule", "training.lr"]
+    assert differing["training.lr"] == [0.002, 0.002, 1e30]
+    assert shared["model.patch_size"] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    "damage", ["torn result", "no number", "newer format", "no config", "unfinished"]
+)
+def test_a_run_that_cannot_be_believed_is_named_and_not_counted(output, run_directory, damage):
+    directory = run_directory(output, "alternating", 1)
+    result = directory / "result.json"
+    content = json.loads(result.read_text())
+    if damage == "torn result":
+        result.write_text(result.read_text()[:50])
+    elif damage == "no number":
+        content["metrics"]["top1"] = "high"
+        result.write_text(json.dumps(content))
+    elif damage == "newer format":
+        result.write_text(json.dumps({**content, "format": 99}))
+    elif damage == "no config":
+        (directory / "config.json").unlink()
+    else:
+        result.unlink()
+    study = read_study(output)
+    assert named(study)["alternating"]["seeds"] == [0]
+    assert named(study)["alternating"]["missing"] == [1]
+    assert [state[:2] for state in study.states] == [("alternating", 1)]
+    (contrast,) = [c for c in study.results["contrasts"] if c["variant"] == "alternating"]
+    assert contrast["seeds"] == [0] and contrast["interval"] is None
+    if damage != "unfinished":
+        assert any(directory.name in problem for problem in study.results["problems"])
+    compared = compare([output])
+    assert named(compared)["alternating"]["seeds"] == [0]
+    assert any(directory.name in problem for problem in compared.results["problems"])
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n1\n", "step,loss\n1,x\n", "a,b\n1,2\n", "\0"])
+def test_a_damaged_history_costs_only_its_curve(output, run_directory, text):
+    directory = run_directory(output, "columns", 0)
+    (directory / "history.csv").write_text(text)
+    problems = []
+    curves = read_curves(directory, problems)
+    assert len(curves.loss) == 0
+    assert any("history.csv" in problem for problem in problems)
+    assert named(read_study(output))["columns"]["seeds"] == [0, 1]
+
+
+def test_compare_takes_runs_from_anywhere(finished, output, run_directory, tmp_path):
+    moved = tmp_path / "elsewhere" / "a run"
+    shutil.move(run_directory(output, "alternating", 0), moved)
+    study = compare([run_directory(finished, "columns", 0), moved], baseline="alternating")
+    assert study.variants == ["columns", "alternating"]
+    (contrast,) = study.results["contrasts"]
+    assert (contrast["variant"], contrast["seeds"]) == ("columns", [0])
+    assert list(study.settings()[0]) == ["model.schedule"]
+
+
+def test_compare_counts_a_run_once(finished, run_directory):
+    study = compare([finished, finished, run_directory(finished, "columns", 0)])
+    assert named(study)["columns"]["seeds"] == [0, 1]
+    assert study.results["contrasts"][0]["baseline"] == "columns"
+
+
+def test_other_settings_under_the_same_name_make_another_variant(finished, output):
+    for path in (output / "runs").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config["training"]["weight_decay"] = 0.3
+        config["hash"] = config["hash"][::-1]
+        path.write_text(json.dumps(config))
+    (output / "experiment.json").unlink()
+    study = compare([finished, output])
+    assert "alternating (weight_decay=0.3)" in study.variants
+    assert len(study.variants) == 6
+    assert all(variant["seeds"] == [0, 1] for variant in study.results["variants"])
+
+
+def test_other_test_images_are_pointed_out(finished, output):
+    for path in (output / "runs").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config["data"]["test_images"] = 39
+        config["hash"] = config["hash"][::-1]
+        path.write_text(json.dumps(config))
+    (output / "experiment.json").unlink()
+    problems = compare([finished, output]).results["problems"]
+    assert any("tested on different images" in problem for problem in problems)
+
+
+def test_without_experiment_json_the_runs_still_speak(output):
+    (output / "experiment.json").unlink()
+    study = study_of(output)
+    assert set(study.variants) == {"columns", "alternating", "hot"}
+    assert "experiment.json is missing" in study.results["problems"][0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f: compare([f], metric="top2"),
+        lambda f: compare([f], baseline="colums"),
+        lambda f: compare([f / "nowhere"]),
+        lambda f: compare([f.parent]),
+        lambda f: study_of(f.parent),
+        lambda f: collect_results(f / "nowhere"),
+    ],
+)
+def test_what_cannot_be_compared_is_the_users_error(finished, call):
+    with pytest.raises(UserError):
+        call(finished)
+
+
+def test_the_ledger_reads_results_and_names_the_damaged(output, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "results.json").write_text(json.dumps(read_study(output).results))
+    for name, text in {"torn": "{", "other": "[]", "none": '{"experiment": 1}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
+    results, problems = collect_results(tmp_path)
+    assert [result["experiment"] for result in results] == ["tiny", "tiny"]
+    assert len(problems) == 3
