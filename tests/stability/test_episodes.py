@@ -131,7 +131,7 @@ def test_a_fall_of_one_value_blinds_nothing():
 
 
 def test_the_resolution_of_a_log_is_no_noise():
-    assert detect(range(220), [0.05] * 20 + [0.04, 0.05, 0.06, 0.05] * 50) == []
+    assert detect(range(220), [0.05] * 20 + [0.04, 0.06, 0.05, 0.05] * 50) == []
 
 
 def test_a_rise_that_goes_on_is_a_divergence_before_half_is_lost():

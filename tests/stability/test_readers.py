@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -9,6 +10,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastvim.errors import UserError
 from fastvim.stability.curves import is_loss
+from fastvim.stability.follow import Follower
 from fastvim.stability.readers import read_curves
 
 
@@ -132,7 +134,7 @@ def test_losses_by_name():
 def test_folders_are_searched(tmp_path):
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
-        write_events(tmp_path / run / "events.out.tfevents.100.h", [(0, 3.0), (1, 2.0)])
+        write_events(tmp_path / run / "events.out.tfevents.99.h", [(0, 3.0), (1, 2.0)])
         (tmp_path / run / "history.csv").write_text("step,loss\n1,1\n")
     # A second file of run b, written when it was resumed; the name sorts before the first.
     write_events(tmp_path / "b" / "events.out.tfevents.1000.a", [(1, 2.5), (2, 1.0)])
@@ -144,6 +146,22 @@ def test_folders_are_searched(tmp_path):
     curves = read_curves([tmp_path])
     found = {curve.path.removeprefix(str(tmp_path)): curve.steps.tolist() for curve in curves}
     assert found == {"/a": [0, 1], "/b": [0, 1, 1, 2], "/c/metrics.csv": [1]}
+
+
+def test_a_followed_run_that_is_resumed_goes_on_in_its_next_file(tmp_path):
+    rng = np.random.default_rng(0)
+    values = 2 + 0.05 * rng.standard_normal(500)
+    values[400] = 4
+    points = list(enumerate(values.tolist()))
+    write_events(tmp_path / "events.out.tfevents.99.h", points[:300])
+    follower = Follower([tmp_path])
+    assert follower.poll() == []
+    write_events(tmp_path / "events.out.tfevents.1000.h", points[300:])
+    seen = follower.poll()
+    assert [(s.path, s.event.what, s.event.episode.start_step) for s in seen] == [
+        (str(tmp_path), "started", 400),
+        (str(tmp_path), "finished", 400),
+    ]
 
 
 def test_checkpoints_of_a_run_are_one_log(tmp_path):
