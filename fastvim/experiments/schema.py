@@ -24,7 +24,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Seeds = Annotated[int, Field(ge=1, le=1000)] | Annotated[list[Seed], Field(min_length=1)]
 Task = Literal["classification", "linear-probe", "masked-autoencoding"]
-Metric = Literal["top1", "top5", "loss", "knn_top1"]
+Metric = Literal["top1", "top5", "loss"]
 
 
 class TimmConfig(BaseModel):

@@ -12,7 +12,7 @@ from fastvim.experiments.record import RecordedPlan, read_plan
 from fastvim.experiments.store import FINAL, RunRecord, Store
 
 FORMAT = 1
-METRICS = ("top1", "top5", "loss")
+METRICS = ("top1", "top5", "loss", "knn_top1")
 COSTS = ("parameters", "gflops", "train_images_per_second", "peak_memory_mb", "seconds")
 
 

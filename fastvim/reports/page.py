@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from fastvim.reports import figures, words
 from fastvim.reports.disagreements import disagreements
+from fastvim.reports.pictures import run_pictures
 from fastvim.reports.study import Study
 from fastvim.reports.tables import NAMES, PERCENT, difference, spoken_on, spread
 
@@ -57,6 +58,7 @@ def html_page(study: Study) -> str:
         contrasts=_contrasts(results),
         disagreements=disagreements(study),
         plots=_plots(study),
+        pictures=run_pictures(study),
         captions=CAPTIONS,
         notes=_notes(results),
         other_claims=len(results["claims"]) - len(spoken_on(results)),
