@@ -183,9 +183,10 @@ def draw_differences(study: Study, narrow: bool = False) -> Figure | None:
             [row] * len(contrast["differences"]),
             linestyle="",
             marker="|",
-            markersize=9,
+            markersize=11,
+            markeredgewidth=1.3,
             color=colour,
-            alpha=0.55,
+            alpha=0.75,
         )
         if contrast["interval"] is not None:
             axes.plot(contrast["interval"], [row, row], color=colour, linewidth=2)
@@ -227,7 +228,8 @@ def draw_costs(study: Study, narrow: bool = False) -> Figure | None:
         sign = -1 if metric == "loss" else 1
         front = pareto_front({n: (x, sign * y) for n, (x, y, _) in points[cost].items()})
         if len(front) > 1:
-            x, y = zip(*(points[cost][name][:2] for name in front), strict=True)
+            x = [points[cost][name][0] + shift[name] for name in front]
+            y = [points[cost][name][1] for name in front]
             axes.plot(x, y, color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
         axes.margins(y=0.1)
         axes.set_xlabel(label)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvim.experiments.record import RecordedPlan, read_plan
-from fastvim.experiments.store import RunRecord, Store, read_run
+from fastvim.experiments.store import Run, RunRecord, Store, read_run
 from fastvim.reports.curves import RunCurves, read_curves
 from fastvim.reports.gather import gather
 
@@ -83,11 +83,17 @@ def read_study(output: str | Path) -> Study:
     ]
     counted = {(run.variant, run.seed) for run in runs}
     states = [
-        (run.variant, run.seed, store.state(run))
+        (run.variant, run.seed, _state(store, run))
         for run in plan.runs
         if (run.variant, run.seed) not in counted
     ]
     return Study(results, plan, tuple(runs), tuple(states), (output,), (plan.command,))
+
+
+def _state(store: Store, run: Run) -> str:
+    """As `Store.state`, but damaged where there is only a directory that cannot be believed."""
+    state, (record, broken) = store.state(run), store.lookup(run)
+    return "damaged" if state == "new" and record is None and broken else state
 
 
 def read_study_run(variant: str, record: RunRecord, problems: list[str]) -> StudyRun:
