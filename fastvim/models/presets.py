@@ -21,7 +21,7 @@ _SIZES: dict[str, dict] = {
 _SMALL_IMAGES: dict = {"image_size": 28, "patch_size": 2, "in_channels": 1, "num_classes": 10}
 _SIZES |= {
     "femto": {"d_model": 32, "depth": 2, **_SMALL_IMAGES},
-    "pico": {"d_model": 64, "depth": 4, **_SMALL_IMAGES},
+    "pico": {"d_model": 48, "depth": 4, **_SMALL_IMAGES},
     "nano": {"d_model": 96, "depth": 8, **_SMALL_IMAGES},
 }
 _FAMILIES: dict[str, dict] = {
