@@ -5,9 +5,8 @@ Both judge a value by the mean and the standard deviation of a window of the val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 MONITOR_WINDOW = 128
 MONITOR_DEVIATIONS = 6.0
@@ -17,7 +16,7 @@ SCORE_DEVIATIONS = 7.0
 SCORE_LEAST = 128
 
 
-def olmo_core_monitor(values: Sequence[float]) -> np.ndarray:
+def olmo_core_monitor(values: ArrayLike) -> np.ndarray:
     """The rule of OLMo-core's StabilityMonitorCallback: (n,) bool, True where a value is a spike.
 
     A spike lies more than 6 standard deviations above the mean of the 128 values before it;
@@ -32,7 +31,7 @@ def olmo_core_monitor(values: Sequence[float]) -> np.ndarray:
         return above & (deviation >= 1e-10) & (count == MONITOR_WINDOW)
 
 
-def olmo2_outliers(values: Sequence[float]) -> np.ndarray:
+def olmo2_outliers(values: ArrayLike) -> np.ndarray:
     """The values that OLMo 2's spike score counts: (n,) bool.
 
     "At least seven standard deviations away from a rolling average of the last 1,000 values"
@@ -49,9 +48,10 @@ def olmo2_outliers(values: Sequence[float]) -> np.ndarray:
     return outliers
 
 
-def spike_score(values: Sequence[float]) -> float:
+def spike_score(values: ArrayLike) -> float:
     """OLMo 2's spike score as a share in 0..1 (the paper gives percent); 0 for no values."""
-    return float(olmo2_outliers(values).mean()) if len(values) else 0.0
+    outliers = olmo2_outliers(values)
+    return float(outliers.mean()) if len(outliers) else 0.0
 
 
 def trailing_moments(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

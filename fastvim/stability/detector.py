@@ -15,11 +15,11 @@ Nothing depends on the unit or the origin of the curve, nor on how far apart its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastvim.errors import UserError
 from fastvim.stability.baseline import Baseline
@@ -58,7 +58,7 @@ class SpikeDetector:
         """Take one value; the events it caused, usually none."""
         return self._segment([float(step)], [float(value)], 0, 1)
 
-    def extend(self, steps: Sequence[float], values: Sequence[float]) -> list[Event]:
+    def extend(self, steps: ArrayLike, values: ArrayLike) -> list[Event]:
         """Take many values (two sequences of one length); the same as `update` on each in turn.
 
         Raises UserError on lengths that differ or steps that are not finite.
@@ -82,7 +82,8 @@ class SpikeDetector:
 
     def finish(self) -> list[Event]:
         """End of the log: an open episode is closed as it stands."""
-        return [self._close(self.excursion.close(False))] if self.excursion else []
+        excursion = self.excursion
+        return [self._close(excursion, excursion.close(False))] if excursion else []
 
     def state_dict(self) -> dict:
         """Everything but the settings, as plain values for a checkpoint."""
@@ -113,7 +114,7 @@ class SpikeDetector:
             else:
                 episode = self.excursion.add(steps[position], values[position])
                 if episode is not None:
-                    events.append(self._close(episode))
+                    events.append(self._close(self.excursion, episode))
             position += 1
         self.last_step = steps[stop - 1]
         return events
@@ -162,8 +163,8 @@ class SpikeDetector:
         self.excursion.add(step, value)
         return [Event("started", self.excursion.close(False))]
 
-    def _close(self, episode: Episode) -> Event:
-        excursion, self.excursion = self.excursion, None
+    def _close(self, excursion: Excursion, episode: Episode) -> Event:
+        self.excursion = None
         self.run_end = -1
         if not episode.recovered and math.isfinite(excursion.inner):
             self.baseline.start_afresh(episode.end_step, excursion.inner)
@@ -186,9 +187,7 @@ def _numbers(owner: object) -> dict:
     return {name: value for name, value in vars(owner).items() if isinstance(value, int | float)}
 
 
-def detect(
-    steps: Sequence[float], values: Sequence[float], settings: Settings | None = None
-) -> list[Episode]:
+def detect(steps: ArrayLike, values: ArrayLike, settings: Settings | None = None) -> list[Episode]:
     """All episodes of a logged curve, in the order of the log.
 
     steps, values: one length, in the order they were logged; NaN and infinity are values.

@@ -28,6 +28,9 @@ class EventReader:
 
     def __init__(self, path: Path):
         self.path = path
+        self._start()
+
+    def _start(self) -> None:
         self.curves: dict[str, tuple[list[float], list[float]]] = {}
         self.position = 0
         self.pending = 0
@@ -38,7 +41,7 @@ class EventReader:
         """Read the whole records behind the last position. Raises OSError."""
         if self.path.stat().st_size < self.position:
             # Written anew: what was read is gone.
-            self.__init__(self.path)
+            self._start()
         with open(self.path, "rb") as file:
             file.seek(self.position)
             data = file.read()

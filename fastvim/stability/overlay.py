@@ -65,19 +65,18 @@ def _event(now: float, step: float, value: Summary.Value) -> bytes:
 def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
     """The trend outside episodes and the values inside them, by step; (n,) each."""
     outside = np.isfinite(entry.trend[1])
-    steps_, values = [entry.trend[0][outside]], [entry.trend[1][outside]]
+    at, values = [entry.trend[0][outside]], [entry.trend[1][outside]]
     for episode in entry.episodes:
         inside = np.flatnonzero(
             (entry.curve.steps >= episode.start_step) & (entry.curve.steps <= episode.end_step)
         )
-        stride = -(-len(inside) // EPISODE_POINTS)
+        stride = max(-(-len(inside) // EPISODE_POINTS), 1)
         peak = inside[entry.curve.steps[inside] == episode.peak_step][:1]
-        drawn = np.unique(np.concatenate([inside[:: max(stride, 1)], peak]))
-        steps_.append(entry.curve.steps[drawn])
+        drawn = np.unique(np.concatenate([inside[::stride], peak]))
+        at.append(entry.curve.steps[drawn])
         values.append(entry.curve.values[drawn])
-    steps_, values = np.concatenate(steps_), np.concatenate(values)
-    order = np.argsort(steps_, kind="stable")
-    return steps_[order], values[order]
+    order = np.argsort(np.concatenate(at), kind="stable")
+    return np.concatenate(at)[order], np.concatenate(values)[order]
 
 
 def _text(entry: Review) -> Summary.Value:

@@ -188,14 +188,14 @@ def _reader(path: Path) -> Reader:
     if EVENTS in path.name:
         return EventReader(path)
     if ending in LINES_ENDINGS:
-        return TextReader(path, JsonLines())
+        return TextReader(path, JsonLines)
     if ending in CSV_ENDINGS:
-        return TextReader(path, CsvLines())
+        return TextReader(path, CsvLines)
     if b"\0" in start:
         return EventReader(path)
     if start.lstrip()[:1] in (b"{", b"["):
-        return TextReader(path, JsonLines()) if _has_rows(start) else DocumentReader(path)
-    return TextReader(path, CsvLines())
+        return TextReader(path, JsonLines) if _has_rows(start) else DocumentReader(path)
+    return TextReader(path, CsvLines)
 
 
 def _has_rows(start: bytes) -> bool:

@@ -79,8 +79,9 @@ def review(curve: LoggedCurve, settings: Settings | None = None) -> Review:
     open_episode = detector.excursion
     detector.finish()
     # A curve that ends inside an episode ends at the episode's level, not at the one it left.
-    ends_open = open_episode is not None and np.isfinite(open_episode.inner)
-    final = open_episode.inner if ends_open else detector.baseline.level
+    final = open_episode.inner if open_episode is not None else math.nan
+    if not math.isfinite(final):
+        final = detector.baseline.level
     return Review(
         curve=curve,
         episodes=detector.episodes,

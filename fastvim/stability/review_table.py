@@ -10,8 +10,6 @@ from rich.table import Table
 from fastvim.stability.episodes import NONFINITE
 from fastvim.stability.review import Review
 
-STYLE = {"title_justify": "left", "box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
-
 
 def label(review: Review, reviews: list[Review]) -> str:
     """A short name: the part of the path that tells runs apart, and the tag where that does."""
@@ -43,7 +41,7 @@ def words(review: Review) -> str:
 
 def tables(reviews: list[Review]) -> Iterator[Table]:
     """One table of runs, then one of episodes where there are any."""
-    runs = Table(title="Runs", **STYLE)
+    runs = _table("Runs")
     runs.add_column("log", overflow="fold")
     runs.add_column("tag", overflow="fold")
     for heading in ("values", "steps", "episodes", "spike score", "final level"):
@@ -57,6 +55,10 @@ def tables(reviews: list[Review]) -> Iterator[Table]:
     yield runs
     if any(review.episodes for review in reviews):
         yield _episodes(reviews)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
 
 
 def _run_cells(review: Review, compared: bool) -> list[str]:
@@ -88,7 +90,7 @@ def comparison_cells(review: Review) -> list[str]:
 
 
 def _episodes(reviews: list[Review]) -> Table:
-    table = Table(title="Episodes", **STYLE)
+    table = _table("Episodes")
     table.add_column("log", overflow="fold")
     table.add_column("class")
     for heading in ("start", "peak", "end", "deviations", "height", "values"):

@@ -89,13 +89,12 @@ def score(curves: list[Curve], detector: Callable[[Curve], Detections]) -> Score
                 if start <= label.end + LATE and end >= label.start
             ]
             used.update(hits)
-            tables = [(total.by_kind, label.kind)]
+            counts = [total.by_kind.setdefault(label.kind, [0, 0])]
             if label.kind == "spike":
-                tables.append((total.by_size, label.size))
-            for table, key in tables:
-                counts = table.setdefault(key, [0, 0])
-                counts[0] += bool(hits)
-                counts[1] += 1
+                counts.append(total.by_size.setdefault(label.size, [0, 0]))
+            for count in counts:
+                count[0] += bool(hits)
+                count[1] += 1
             total.named += any(detections[k][2] == label.kind for k in hits)
         for k, (start, _, kind) in enumerate(detections):
             excused = any(first <= start <= last for first, last in curve.excused)

@@ -85,9 +85,13 @@ class TextReader:
     `finish()` takes a last line that lacks its line end.
     """
 
-    def __init__(self, path: Path, lines: CsvLines | JsonLines):
+    def __init__(self, path: Path, kind: type[CsvLines] | type[JsonLines]):
         self.path = path
-        self.lines = lines
+        self.kind = kind
+        self._start()
+
+    def _start(self) -> None:
+        self.lines = self.kind()
         self.position = 0
         self.line_number = 0
         self.pending = b""
@@ -103,7 +107,7 @@ class TextReader:
         """Read the whole lines behind the last position. Raises OSError."""
         if self.path.stat().st_size < self.position:
             # Written anew: what was read is gone.
-            self.__init__(self.path, type(self.lines)())
+            self._start()
         with open(self.path, "rb") as file:
             file.seek(self.position)
             data = file.read()
