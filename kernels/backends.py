@@ -6,6 +6,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,14 @@ ENVIRONMENT_VARIABLE = "FASTVIM_KERNELS"
 
 # A plain global, so that torch.compile can guard on it.
 _forced: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+if native.REASON is not None and _forced is None:
+    warnings.warn(
+        f"fastvim: scans and mixers on the CPU run in plain PyTorch, many times slower than the "
+        f"'cpu' backend, because {native.REASON}",
+        RuntimeWarning,
+        stacklevel=1,
+    )
 
 
 def available() -> dict[str, str | None]:

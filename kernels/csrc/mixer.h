@@ -86,22 +86,14 @@ static void load_column(const MixerCall& call, const Layout& layout, const T* x,
   }
 }
 
-// Pools a column's values, token by token, into one vector a step.
+// The larger of two; a NaN wins, as in torch.
 template <class T>
-struct ColumnPool {
-  Vec<T>* steps;
-  bool maximum;
+INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return (b > a) | (b != b) ? b : a;
+}
 
-  void clear(int64_t count) {
-    for (int64_t s = 0; s < count; ++s)
-      steps[s] = maximum ? splat<T>(-T(INFINITY)) : Vec<T>{};
-  }
-  INLINE_MEMBER void add(int64_t step, Vec<T> value) {
-    const Vec<T> before = steps[step];
-    // A NaN must win, as in torch.
-    steps[step] = maximum ? ((value > before) | (value != value) ? value : before) : before + value;
-  }
-};
+// What a column's values become while it is convolved.
+enum class Steps { kUnused, kToken, kSum, kMaximum };
 
 template <class T>
 struct MixerConvolve {
@@ -153,29 +145,39 @@ struct MixerConvolve {
           step_factors(call, layout.steps(d), locals[thread].factor[d]);
         prepared = batch;
       }
-      if (call.width == 4)
-        column<4>(batch, tile, layout, locals[thread]);
+      if (!call.pooled)
+        column_of_width<Steps::kUnused>(batch, tile, layout, locals[thread]);
+      else if (!call.step)
+        column_of_width<Steps::kToken>(batch, tile, layout, locals[thread]);
+      else if (call.pooling == kMax)
+        column_of_width<Steps::kMaximum>(batch, tile, layout, locals[thread]);
       else
-        column<0>(batch, tile, layout, locals[thread]);
+        column_of_width<Steps::kSum>(batch, tile, layout, locals[thread]);
     }
   }
 
-  template <int K>
+  template <Steps kind>
+  void column_of_width(int64_t batch, int64_t tile, const Layout& layout, const Local& local) {
+    if (call.width == 4)
+      column<kind, 4>(batch, tile, layout, local);
+    else
+      column<kind, 0>(batch, tile, layout, local);
+  }
+
+  template <Steps kind, int K>
   void column(int64_t batch, int64_t tile, const Layout& layout, const Local& local) {
     const int64_t L = call.length, D = call.channels, c = constants.first_channel(tile);
     const int lanes = constants.lanes(call, tile), width = int(call.width), halo = width - 1;
     const T* x = static_cast<const T*>(call.x) + batch * call.x_stride[0] + c;
     T* out = static_cast<T*>(call.out) + batch * L * D + c;
     T* direct[2] = {nullptr, nullptr};  // where every token is its own step
-    if (call.pooled && !call.step)
+    if (kind == Steps::kToken)
       for (int d = 0; d < 2; ++d)
         direct[d] = static_cast<T*>(call.pooled) + (d * call.batch + batch) * L * D + c;
-    ColumnPool<T> pool[2];
     if (pools())
-      for (int d = 0; d < 2; ++d) {
-        pool[d] = {local.pooled[d], call.pooling == kMax};
-        pool[d].clear(call.steps);
-      }
+      for (int d = 0; d < 2; ++d)
+        for (int64_t s = 0; s < call.steps; ++s)
+          local.pooled[d][s] = kind == Steps::kMaximum ? splat<T>(-T(INFINITY)) : Vec<T>{};
     const Vec<T>*weight = constants.weight + tile * 2 * width, *bias = constants.bias + tile * 2;
     const Vec<T> skip_forward = constants.skip[tile * 2], skip_reverse = constants.skip[tile * 2 + 1];
 
@@ -189,12 +191,14 @@ struct MixerConvolve {
         u *= sigmoid<T>(u);
         v *= sigmoid<T>(v);
         store(out + layout.place(t) * D, u * skip_forward + v * skip_reverse, lanes);
-        if (direct[0]) {
+        if constexpr (kind == Steps::kToken) {
           store(direct[0] + t * D, u * T(call.scale), lanes);
           store(direct[1] + t * D, v * T(call.scale), lanes);
-        } else if (call.pooled) {
-          pool[0].add(layout.step[t], u);
-          pool[1].add(layout.reverse_step[t], v);
+        } else if constexpr (kind != Steps::kUnused) {
+          Vec<T>*here = local.pooled[0] + layout.step[t];
+          Vec<T>*there = local.pooled[1] + layout.reverse_step[t];
+          *here = kind == Steps::kSum ? *here + u : maximum<T>(*here, u);
+          *there = kind == Steps::kSum ? *there + v : maximum<T>(*there, v);
         }
       }
     }

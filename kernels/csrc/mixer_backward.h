@@ -267,14 +267,16 @@ struct MixerConvolveBackward {
   template <int K>
   void find_maxima(int64_t tile, const Layout& layout, const Local& local) {
     const int width = K ? K : int(call.width);
-    for (int d = 0; d < 2; ++d) ColumnPool<T>{local.largest[d], true}.clear(call.steps);
+    for (int d = 0; d < 2; ++d)
+      for (int64_t s = 0; s < call.steps; ++s) local.largest[d][s] = splat<T>(-T(INFINITY));
     for (int64_t t = 0; t < call.length; ++t) {
       Vec<T> u[2];
       convolve_token<T, K>(local.x + width - 1 + t, constants.weight + tile * 2 * width,
                            constants.bias + tile * 2, width, u[0], u[1]);
       for (int d = 0; d < 2; ++d) {
         local.value[d][t] = u[d] * sigmoid<T>(u[d]);
-        ColumnPool<T>{local.largest[d], true}.add(layout.steps(d)[t], local.value[d][t]);
+        Vec<T>& largest = local.largest[d][layout.steps(d)[t]];
+        largest = maximum<T>(largest, local.value[d][t]);
       }
     }
     for (int d = 0; d < 2; ++d) {
