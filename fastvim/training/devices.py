@@ -42,8 +42,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
-def kernel_backend(device: torch.device, precision: str) -> str:
-    """The implementation of the suite's operators that runs here."""
+def kernel_backend(device: torch.device, precision: str, model: str) -> str:
+    """The implementation of the suite's operators in `model`, or `pytorch` where it has none.
+
+    Raises UserError where a forced implementation cannot run on this device in this precision.
+    """
+    if model.startswith("timm/"):
+        return "pytorch"
     return backends.choose(device.type, _DTYPES.get(precision, torch.float32))
 
 

@@ -90,4 +90,5 @@ def evaluate_run(directory: str | Path) -> dict:
         evaluation = evaluate_split(task, model, dataset, split, recipe, device, precision)
         metrics |= {prefix + name: value for name, value in evaluation.metrics.items()}
     metrics |= evaluate_finally(task, model, dataset, recipe, device, precision)
-    return {"metrics": metrics, "backend": devices.kernel_backend(device, precision)}
+    backend = devices.kernel_backend(device, precision, model_settings["name"])
+    return {"metrics": metrics, "backend": backend}

@@ -65,6 +65,8 @@ class Loop:
 
         Raises Interrupted, with the state saved, when `should_stop` says so.
         """
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
         while self.progress.step < self.total:
             epoch, first = divmod(self.progress.step, self.per_epoch)
             batches = self._dataset.train_batches(

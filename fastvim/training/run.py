@@ -127,6 +127,9 @@ class _Run:
         self.recipe, self.report, self.should_stop = recipe, report, should_stop
         self.device = devices.choose_device()
         self.precision = devices.choose_precision(recipe, self.device)
+        self.backend = devices.kernel_backend(
+            self.device, self.precision, settings["model"]["name"]
+        )
         masking = settings.get("masking")
         self.task = tasks.create(
             settings["task"], recipe, None if masking is None else MaskingConfig(**masking)
@@ -248,9 +251,10 @@ class _Run:
             "diverged": diverged is not None,
             "diverged_step": diverged,
             "steps": progress.step,
-            "backend": devices.kernel_backend(self.device, self.precision),
+            "backend": self.backend,
             "device": str(self.device),
             "precision": self.precision,
+            "data_fingerprint": self.dataset.fingerprint,
             "notes": progress.notes,
             "settings": self.digest,
         }

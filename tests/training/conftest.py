@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastvim.data import DataConfig
+from fastvim.training import devices
 from fastvim.training.recipe import Recipe
 
 DATA = {
@@ -34,6 +35,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu(request):
+    """Equality to the bit is promised on a CPU, so a GPU is left out but where it is the point."""
+    if request.node.get_closest_marker("gpu"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(devices, "choose_device", lambda: torch.device("cpu"))
+        yield
 
 
 def make_settings(seed=3, model=None, data=None, **training):

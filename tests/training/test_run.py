@@ -192,3 +192,11 @@ def test_timm_models_train(settings, tmp_path):
     arguments["model"] = {"name": "timm/test_mambaoot"}
     with pytest.raises(UserError, match="did you mean 'timm/test_mambaout'"):
         train_run(**arguments, directory=tmp_path / "other")
+
+
+def test_bfloat16_runs_on_a_cpu(settings, tmp_path):
+    arguments = settings(precision="bfloat16", epochs=1, warmup_epochs=0)
+    result = train_run(**arguments, directory=tmp_path)
+    assert result["status"] == "done"
+    assert result["precision"] == "bfloat16"
+    assert evaluate_run(tmp_path)["metrics"] == result["metrics"]

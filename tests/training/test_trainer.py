@@ -32,7 +32,11 @@ def new_trainer(arguments, data):
 def test_micro_batches_give_the_gradients_of_the_whole(settings, dtype, mixup):
     gradients, losses = [], []
     for micro in (None, 8, 2):
-        arguments = settings(micro_batch_size=micro, data={"mixup": mixup, "cutmix": mixup})
+        arguments = settings(
+            micro_batch_size=micro,
+            model={"drop_path_rate": 0.5},
+            data={"mixup": mixup, "cutmix": mixup},
+        )
         data, (images, targets) = one_batch(arguments)
         trainer = new_trainer(arguments, data)
         trainer.model.to(dtype)
