@@ -140,7 +140,7 @@ def scale_from_config(config: Mapping, train_images: int | None = None) -> dict[
     What the config does not say is absent, and then no claim that names it is at the same scale.
     """
     data, model = config.get("data", {}), config.get("model", {})
-    training = config.get("training", {})
+    training, pretrained = config.get("training", {}), config.get("pretrained") or {}
     dataset = data.get("name")
     if (
         dataset == "imagefolder"
@@ -157,6 +157,7 @@ def scale_from_config(config: Mapping, train_images: int | None = None) -> dict[
         "depth": model.get("depth"),
         "epochs": training.get("epochs") if training.get("steps") is None else None,
         "steps": training.get("steps"),
+        "pretraining_epochs": (pretrained.get("training") or {}).get("epochs"),
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -25,9 +25,9 @@ def ledger(claims: Mapping[str, Claim], results: Iterable[Mapping]) -> list[dict
     is not is None.
 
     Of a result are read `experiment`, `profile`, `scale` (see `scale_from_config`; without it
-    the scale counts as another), the variants' `seeds`, `metrics` and `cost`, and the pairs of
-    its `contrasts`, which Holm's correction counts. Everything is computed anew from the values
-    by seed. Raises UserError for a result that lacks them.
+    the scale counts as another), the variants' `seeds`, `metrics`, `cost` and `scale`, where they
+    say one, and the pairs of its `contrasts`, which Holm's correction counts. Everything is
+    computed anew from the values by seed. Raises UserError for a result that lacks them.
     """
     results = list(results)
     rows: list[dict] = []
@@ -52,7 +52,7 @@ def judge(claim: Claim, result: Mapping, claims: Mapping[str, Claim]) -> tuple[V
     for name in filter(None, (claim.variant, claim.baseline)):
         if name not in variants:
             return f"the variant {name} is not in this result"
-    scale = dict(result.get("scale") or {})
+    scale = _scale(claim, result)
     if claim.kind == "ratio":
         return _judge_ratio(claim, variants, scale)
     values = {name: _by_seed(variant, claim.metric) for name, variant in variants.items()}
@@ -120,7 +120,7 @@ def _row(claim: Claim, result: Mapping, claims: Mapping[str, Claim]) -> dict:
     row = _untested(claim) | {
         "experiment": _experiment(result),
         "profile": result.get("profile"),
-        "scale": dict(result.get("scale") or {}),
+        "scale": _scale(claim, result),
     }
     if isinstance(judged, str):
         command = claim.command(row["experiment"], row["profile"])
@@ -182,6 +182,18 @@ def _variants(result: Mapping) -> dict[str, Mapping]:
         raise UserError(
             f"the result of {_experiment(result)} has no `variants`, a list of mappings with `name`"
         ) from None
+
+
+def _scale(claim: Claim, result: Mapping) -> dict:
+    """What the variants that the claim is about share of their scales, where these are recorded;
+    else what all variants share."""
+    variants = _variants(result)
+    names = [name for name in (claim.variant, claim.baseline) if name in variants]
+    scales = [variants[name].get("scale") for name in names]
+    if not scales or not all(scales):
+        return dict(result.get("scale") or {})
+    first, *others = scales
+    return {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
 
 
 def _by_seed(variant: Mapping, metric: str) -> Values:

@@ -1,5 +1,6 @@
 """Experiment files found, read, and put on top of what they extend."""
 
+import fnmatch
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from fastvim.experiments.settings import Layer, read_layer
 
 SUFFIXES = (".yaml", ".yml")
 # Rank of a layer: where two layers set a value, the higher one wins.
-BASE, PROFILE, VARIANT, SET, GRID = 0, 1000, 2000, 3000, 4000
+BASE, PROFILE, VARIANT, OF_PROFILE, SET, GRID = 0, 1000, 2000, 2500, 3000, 4000
 MAX_EXTENDS = 20
 
 
@@ -34,6 +35,8 @@ class Experiment:
     variants: dict[str, Layer]
     profiles: dict[str, Layer]
     profile_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    # Profile -> pattern of variants' names -> what it changes of those alone.
+    profile_variants: dict[str, dict[str, Layer]] = field(default_factory=dict)
     default_profile: str | None = None
 
 
@@ -87,7 +90,8 @@ def load(name_or_file: str) -> Experiment:
     values are checked when a plan is made of it.
     """
     chain = _chain(find(name_or_file))
-    experiment: dict = {"base": {}, "variants": {}, "profiles": {}, "profile_seeds": {}}
+    parts = ("base", "variants", "profiles", "profile_seeds", "profile_variants")
+    experiment: dict = {part: {} for part in parts}
     for rank, (document, part) in enumerate(reversed(chain)):
         inherited = f" of {Path(document.file).stem}" if rank < len(chain) - 1 else ""
         _merge(experiment, document, part, rank, inherited)
@@ -169,11 +173,33 @@ def _merge(
                     )
                 continue
             label = f"{kind[:-1]} {name}{inherited}"
-            ignore = ("seeds",) if kind == "profiles" else ()
+            ignore = ("seeds", "variants") if kind == "profiles" else ()
             layer = read_layer(document, path, label, level + rank, ignore)
             experiment[kind][name] = experiment[kind].get(name, {}) | layer
             if kind == "profiles" and "seeds" in values:
                 experiment["profile_seeds"][name] = _profile_seeds(document, name, values["seeds"])
+            if kind == "profiles" and "variants" in values:
+                merged = experiment["profile_variants"].setdefault(name, {})
+                for pattern, found in _profile_variants(document, name, inherited, rank).items():
+                    merged[pattern] = merged.get(pattern, {}) | found
+
+
+def _profile_variants(
+    document: Document, profile: str, inherited: str, rank: int
+) -> dict[str, Layer]:
+    """What a profile changes of some variants: pattern -> layer, stronger than the variants'."""
+    path = ("profiles", profile, "variants")
+    given = document.value["profiles"][profile]["variants"]
+    layers = {}
+    for pattern, values in given.items() if isinstance(given, dict) else [(None, given)]:
+        if pattern is None or not isinstance(values, dict):
+            raise UserError(
+                f"{document.mark((*path, pattern))}: profiles.{profile}.variants: expected a "
+                "mapping of variants' names, or patterns such as finetune-*, to their values"
+            )
+        label = f"profile {profile}, {pattern}{inherited}"
+        layers[pattern] = read_layer(document, (*path, pattern), label, OF_PROFILE + rank)
+    return layers
 
 
 def _profile_seeds(document: Document, profile: str, seeds: object) -> tuple[int, ...]:
@@ -233,7 +259,16 @@ def _complete(experiment: dict, document: Document, own: ExperimentFile) -> Expe
         default_profile=default,
     )
     kept = {key: value for key, value in experiment["profile_seeds"].items() if key in profiles}
-    return replace(result, profile_seeds=kept)
+    layers = {k: v for k, v in experiment["profile_variants"].items() if k in profiles}
+    for profile, patterns in layers.items():
+        for pattern in patterns:
+            if not fnmatch.filter(variants, pattern):
+                mark = document.mark(("profiles", profile, "variants", pattern))
+                raise UserError(
+                    f"{mark}: profiles.{profile}.variants: no variant is called "
+                    f"{shorten(pattern)}{nearest(pattern, variants)}"
+                )
+    return replace(result, profile_seeds=kept, profile_variants=layers)
 
 
 def _baselines(

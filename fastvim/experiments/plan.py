@@ -1,5 +1,6 @@
 """From an experiment to its runs: the product of variants, grid values and seeds."""
 
+import fnmatch
 import functools
 import itertools
 import json
@@ -91,7 +92,7 @@ def make_plan(
     planned = []
     for name in chosen:
         for suffix, cell in cells.items():
-            settings = shared | experiment.variants[name] | given | cell
+            settings = shared | _of_variant(experiment, profile, name) | given | cell
             try:
                 run, origins = resolve(settings)
             except UserError as error:
@@ -106,6 +107,15 @@ def make_plan(
     overrides = [f"--set {text}" for text in sets] + [f"--grid {text}" for text in grid]
     warnings = _warnings(planned)
     return Plan(experiment, profile, run_seeds, tuple(planned), tuple(overrides), warnings)
+
+
+def _of_variant(experiment: Experiment, profile: str, name: str) -> Layer:
+    """A variant's own values, and what the profile changes of them."""
+    layer = dict(experiment.variants[name])
+    for pattern, changes in experiment.profile_variants.get(profile, {}).items():
+        if fnmatch.fnmatchcase(name, pattern):
+            layer |= changes
+    return layer
 
 
 def _warnings(variants: Sequence[Variant]) -> tuple[str, ...]:

@@ -133,7 +133,9 @@ class ExperimentFile(BaseModel):
     seeds: Seeds | None = Field(None, description="A count (0, 1, ...) or a list of seeds.")
     metric: Metric | None = Field(None, description="The test metric that is compared.")
     profiles: dict[Name, dict[str, Any] | None] | None = Field(
-        None, description="Where and how long: values by dotted name, and `seeds`."
+        None,
+        description="Where and how long: values by dotted name, `seeds`, and under "
+        "`variants` (name, or a pattern such as finetune-*) what it changes of those alone.",
     )
     default_profile: Name | None = Field(None, description="The profile used when none is named.")
 
@@ -201,7 +203,11 @@ def json_schema() -> dict:
     definitions["settings"] = settings
     definitions["profile"] = {
         **settings,
-        "properties": {**settings["properties"], "seeds": schema["properties"]["seeds"]},
+        "properties": {
+            **settings["properties"],
+            "seeds": schema["properties"]["seeds"],
+            "variants": {"type": "object", "additionalProperties": {"$ref": "#/$defs/settings"}},
+        },
     }
     optional = {"anyOf": [{"$ref": "#/$defs/settings"}, {"type": "null"}]}
     profile = {"anyOf": [{"$ref": "#/$defs/profile"}, {"type": "null"}]}

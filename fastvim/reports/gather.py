@@ -52,7 +52,12 @@ def assemble(
     values = {
         v["name"]: dict(zip(v["seeds"], v["metrics"][plan.metric], strict=True)) for v in variants
     }
-    scale = _scale(plan)
+    scales = {
+        name: scale_from_config(config.nested(), plan.train_images.get(name))
+        for name, config in plan.variants.items()
+    }
+    variants = [{**v, "scale": scales[v["name"]]} if v["name"] in scales else v for v in variants]
+    scale = _shared(list(scales.values()))
     results = {
         "format": FORMAT,
         "experiment": plan.name,
@@ -102,18 +107,10 @@ def _median(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def _scale(plan: RecordedPlan) -> dict[str, Any]:
-    """What of the scale all variants share."""
-    scales = [
-        scale_from_config(config.nested(), plan.train_images.get(name))
-        for name, config in plan.variants.items()
-    ]
+def _shared(scales: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all variants' scales have in common."""
     first, *others = scales
-    return {
-        key: value
-        for key, value in first.items()
-        if all(other.get(key) == value for other in others)
-    }
+    return {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
 
 
 def _judged(claim: Claim, results: Mapping, claims: Mapping[str, Claim]) -> dict[str, Any]:
