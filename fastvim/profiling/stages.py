@@ -66,11 +66,6 @@ def block_stages(model: VisionMamba, batch: int) -> dict[str, Callable[[], Tenso
     return {name: _without_gradients(stage) for name, stage in stages.items()}
 
 
-def scan_only(model: VisionMamba, batch: int) -> Callable[[], Tensor]:
-    """The selective scan of one block alone, both directions, on the steps that it scans."""
-    return block_stages(model, batch)["scan"]
-
-
 def _without_gradients(stage: Callable) -> Callable:
     def run():
         with torch.no_grad():
@@ -87,7 +82,10 @@ def _project(weights, pooled: Tensor, direction: int) -> tuple[Tensor, ...]:
 
 
 def _scan(weights, pooled: Tensor, projected: tuple[Tensor, ...], direction: int) -> Tensor:
-    u, delta, B, C = (tensor.transpose(1, 2) for tensor in (pooled, *projected))
+    sequence = (pooled, *projected)
+    if direction == 1:
+        sequence = tuple(tensor.flip(1) for tensor in sequence)
+    u, delta, B, C = (tensor.transpose(1, 2) for tensor in sequence)
     y = kernels.selective_scan(
         u,
         delta,
@@ -97,7 +95,8 @@ def _scan(weights, pooled: Tensor, projected: tuple[Tensor, ...], direction: int
         delta_bias=weights.dt_bias[direction],
         delta_softplus=True,
     )
-    return y.transpose(1, 2)
+    y = y.transpose(1, 2)
+    return y.flip(1) if direction == 1 else y
 
 
 def _broadcast(y: Tensor, steps: Tensor | None) -> Tensor:

@@ -10,17 +10,17 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median, the quartiles, and how many calls there were."""
+    """Seconds a call: the median, the quartiles, and every call in its order."""
 
     median: float
     lower: float
     upper: float
-    calls: int
+    calls: tuple[float, ...]
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Timing":
         lower, median, upper = np.quantile(seconds, [0.25, 0.5, 0.75])
-        return cls(float(median), float(lower), float(upper), len(seconds))
+        return cls(float(median), float(lower), float(upper), tuple(seconds))
 
 
 def call_seconds(call: Callable[[], object], device: torch.device) -> float:

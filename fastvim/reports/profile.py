@@ -108,10 +108,40 @@ def claims(
     return found
 
 
+def results(measurements: Sequence[Measurement], environment: dict) -> dict:
+    """The study in the form of results.json, for the ledger of claims.
+
+    A variant is a model at a size, `fastvim_tiny@2048`; its costs are one value a repeat, so
+    that ratios are paired by round.
+    """
+    variants = []
+    for m in measurements:
+        cost: dict[str, object] = {"parameters": m.parameters, "gflops": m.gflops}
+        if "forward" in m.seconds:
+            cost["images_per_second"] = [m.batch / t for t in m.seconds["forward"].calls]
+        if "training" in m.seconds:
+            cost["train_images_per_second"] = [m.batch / t for t in m.seconds["training"].calls]
+        metrics = {}
+        if m.stages:
+            cost["ssm_seconds"] = [
+                t * m.scan_seconds / m.stages["scan"].median / m.batch
+                for t in m.stages["scan"].calls
+            ]
+            metrics["repeat_share"] = [100 * shares(m)["broadcast"]]
+        name = f"{m.model}@{m.resolution}"
+        variants.append({"name": name, "seeds": [0], "metrics": metrics, "cost": cost})
+    return {
+        "experiment": "profile",
+        "scale": {"device": environment.get("device")},
+        "variants": variants,
+        "contrasts": [],
+    }
+
+
 def write(
     measurements: Sequence[Measurement], compared: list[dict], environment: dict, folder: Path
 ) -> list[Path]:
-    """profile.csv, profile.json, profile.md and the plots, in `folder`; their paths."""
+    """profile.csv, .json, .md, results.json and the plots, in `folder`; their paths."""
     table = rows(measurements)
     text = io.StringIO()
     csv.writer(text).writerows([COLUMNS, *table])
@@ -129,6 +159,7 @@ def write(
         "profile.csv": text.getvalue(),
         "profile.md": markdown,
         "profile.json": json.dumps(content, indent=2) + "\n",
+        "results.json": json.dumps(results(measurements, environment), indent=2) + "\n",
     }
     for name, data in files.items():
         write_atomic(folder / name, data)
