@@ -1,5 +1,7 @@
 """The FastVim mixer: input projection, the fused pooled operator, output projection."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,9 @@ class Mixer(nn.Module):
         )
         self.norm = nn.LayerNorm(inner, eps=config.norm_eps) if config.post_ssm_norm else None
         self.out_proj = nn.Linear(inner, width, bias=False)
+        # Called with the mixer, the pooled and the scanned steps (2, B, S, D), and the output
+        # before `out_proj` (B, L, D) of every pass.
+        self.observer: Callable[[Mixer, Tensor, Tensor, Tensor], None] | None = None
 
     def weights(self) -> MixerWeights:
         """The operator's weights; A is made negative here."""
@@ -63,14 +68,18 @@ class Mixer(nn.Module):
         }
         xz = self.in_proj(x)
         if self.pool_query is not None and layout.steps is not None:
-            y, _, _ = reference.pooled_mixer(
+            y, pooled, scanned = reference.pooled_mixer(
                 xz, self.weights(), layout, self._attention_pool(layout.n_steps), **settings
             )
         else:
             pooling = "max" if config.pooling == "max" else "mean"
             if divisor is not None and pooling == "mean":
                 pooling, settings["scale"] = "sum", config.pooling_scale / divisor
-            y, _, _ = kernels.pooled_mixer(xz, self.weights(), layout, pooling, **settings)
+            y, pooled, scanned = kernels.pooled_mixer(
+                xz, self.weights(), layout, pooling, **settings
+            )
+        if self.observer is not None:
+            self.observer(self, pooled, scanned, y)
         return self.out_proj(y)
 
     def _attention_pool(self, n_steps: int):

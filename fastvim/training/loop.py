@@ -57,6 +57,8 @@ class Loop:
         # Reading a loss waits for the GPU, so there it is done for several steps at once.
         self._window = recipe.log_every if device.type == "cuda" else 1
         self._pending: list[StepResult] = []
+        # Of the pending batches, the places of their images in the split.
+        self._places: list[Tensor] = []
         self._earlier_seconds = progress.seconds
         self._began = self._mark = time.perf_counter()
 
@@ -72,8 +74,9 @@ class Loop:
             batches = self._dataset.train_batches(
                 self._seed, epoch, self._recipe.batch_size, start_batch=first
             )
-            for batch, (images, labels, _) in enumerate(batches, first):
+            for batch, (images, labels, places) in enumerate(batches, first):
                 self._step(*self._prepared(images, labels, epoch, batch))
+                self._places.append(places)
                 diverged = self._after_step()
                 if diverged is not None:
                     return diverged
@@ -168,7 +171,11 @@ class Loop:
     def _record(self, ended: bool) -> int | None:
         """Write the pending steps; the first of them whose loss is no number, or None."""
         results, self._pending = self._pending, []
+        places, self._places = self._places, []
         first = self.progress.step - len(results) + 1
+        recorder = self._trainer.recorder
+        if recorder is not None:
+            recorder.read(self.progress.step, places)
         for step, result in enumerate(results, first):
             row = {
                 "step": step,
@@ -221,6 +228,7 @@ class Loop:
         self._note_gpu_memory()
         self.progress.seconds = self.elapsed()
         self.progress.history_bytes, self.progress.eval_bytes = self._history.flush()
+        recorder = self._trainer.recorder
         save_state(
             self._directory / STATE_FILE,
             self.progress,
@@ -228,7 +236,7 @@ class Loop:
             self._trainer.optimizer,
             ema=self._trainer.average_model,
             scaler=self._trainer.scaler,
-            measured={"rates": self._speed.rates},
+            measured={"rates": self._speed.rates, **(recorder.state() if recorder else {})},
         )
 
     def _tell(self, event: str, **values) -> None:

@@ -62,6 +62,8 @@ class Recipe(BaseModel):
     checkpoint_every: int = Field(500, ge=1)
     # Steps between points in TensorBoard and reports of progress.
     log_every: int = Field(10, ge=1)
+    # Watch the blocks, and write episodes/<step>.json where the loss spikes.
+    recorder: bool = False
 
     @field_validator("optimizer")
     @classmethod

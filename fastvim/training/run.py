@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from fastvim.training.evaluation import CONFIG_FILE
 from fastvim.training.history import HISTORY_FILE, History, UnreadableHistory
 from fastvim.training.loop import Interrupted, Loop
 from fastvim.training.recipe import Recipe
+from fastvim.training.recorder import Recorder
 from fastvim.training.state import (
     STATE_FILE,
     WEIGHTS_FILE,
@@ -183,6 +185,7 @@ class _Run:
             seed=seed,
             device=self.device,
             precision=self.precision,
+            recorder=partial(Recorder, directory=self.directory) if self.recipe.recorder else None,
         )
 
     def _start_or_resume(self) -> tuple[Trainer, Progress, costs.Speed, History]:
@@ -199,12 +202,16 @@ class _Run:
                     settings=self.digest,
                 )
                 history = self._history(progress)
+                if trainer.recorder is not None:
+                    trainer.recorder.resume(measured, _losses(self.directory / HISTORY_FILE))
                 return trainer, progress, costs.Speed(measured["rates"]), history
             except (UnreadableState, UnreadableHistory) as problem:
                 notes.append(f"{state} cannot be used ({problem}): the run started afresh")
                 self._tell({"event": "note", "message": notes[0]})
                 # It may hold half of the damaged state.
                 trainer = self._trainer()
+        if trainer.recorder is not None:
+            trainer.recorder.start_afresh()
         progress = Progress(self.digest, notes=notes)
         side = self.dataset.config.image_size
         image = torch.zeros(1, self.dataset.in_channels, side, side, device=self.device)
@@ -224,6 +231,8 @@ class _Run:
         self, loop: Loop, trainer: Trainer, speed: costs.Speed, diverged: int | None
     ) -> dict:
         progress = loop.progress
+        if trainer.recorder is not None:
+            trainer.recorder.finish()
         metrics = {}
         if diverged is None:
             write_atomic(self.directory / WEIGHTS_FILE, weights_bytes(trainer.evaluated_model))
@@ -284,8 +293,13 @@ def _finished(directory: Path, digest: str) -> dict | None:
 
 def _count_spikes(history: Path) -> int:
     """Excursions of the training loss; NaN and infinity are a divergence and not counted here."""
-    rows = np.loadtxt(history, delimiter=",", skiprows=1, usecols=(0, 2), ndmin=2)
+    rows = _losses(history)
     return sum(episode.kind != NONFINITE for episode in detect(rows[:, 0], rows[:, 1]))
+
+
+def _losses(history: Path) -> np.ndarray:
+    """Step and loss of every row of history.csv, (steps, 2)."""
+    return np.loadtxt(history, delimiter=",", skiprows=1, usecols=(0, 2), ndmin=2)
 
 
 def _json(value: dict) -> str:

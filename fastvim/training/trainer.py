@@ -1,5 +1,7 @@
 """A model with all that changes it: one optimiser step on a global batch."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from fastvim.training.devices import autocast
 from fastvim.training.drop_path import draw_by_image
 from fastvim.training.optimizer import Schedule, build_optimizer
 from fastvim.training.recipe import Recipe
+from fastvim.training.recorder import Recorder
 from fastvim.training.seeds import derive_seed
 
 
@@ -35,7 +38,9 @@ class Trainer:
         seed: int,
         device: torch.device,
         precision: str,
+        recorder: Callable[[nn.Module], Recorder] | None = None,
     ) -> None:
+        """`recorder` makes what watches the model, where anything does."""
         self.model = model.to(device).train()
         self.optimizer = build_optimizer(self.model, recipe)
         self.schedule = Schedule(self.optimizer, recipe, steps_per_epoch)
@@ -46,6 +51,8 @@ class Trainer:
         self._seed, self._device, self._precision = seed, device, precision
         self._draws = draw_by_image(self.model, seed)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # After the average was copied, which nobody watches.
+        self.recorder = None if recorder is None else recorder(self.model)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -60,6 +67,8 @@ class Trainer:
     def step(self, number: int, images: Tensor, targets: Tensor) -> StepResult:
         """Step `number` (from 0) on a global batch: images (B, C, H, W), targets (B, ...)."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.recorder is not None:
+            self.recorder.before_step()
         loss = self.accumulate(number, images, targets)
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -71,6 +80,8 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
+        if self.recorder is not None:
+            self.recorder.after_step(loss, norm)
         return StepResult(loss, norm, lr)
 
     def accumulate(self, number: int, images: Tensor, targets: Tensor) -> Tensor:
@@ -83,7 +94,8 @@ class Trainer:
         for start in range(0, count, self._recipe.forward_size):
             stop = min(start + self._recipe.forward_size, count)
             self._draws.select(start, stop)
-            with autocast(self._precision, self._device):
+            watching = nullcontext() if self.recorder is None else self.recorder.watching()
+            with watching, autocast(self._precision, self._device):
                 loss = self._task.loss(self.model, images[start:stop], targets[start:stop])
             loss = loss * ((stop - start) / count)
             self.scaler.scale(loss).backward()

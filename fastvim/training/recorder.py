@@ -1,0 +1,231 @@
+"""The recorder: what happens inside a model in every step, kept for when the loss spikes.
+
+Magnitudes stay on the device until the loop reads its losses, so nothing waits for a GPU. The
+last steps are kept in a ring; when the detector finds an episode, `episodes/<step>.json` says
+which block and quantity left its past first.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvim.files import write_atomic
+from fastvim.models.backbone import Block
+from fastvim.models.mixer import Mixer
+from fastvim.stability.attribution import (
+    LEAD,
+    Quantity,
+    departures,
+    first_nonfinite,
+    summarise,
+)
+from fastvim.stability.detector import SpikeDetector
+from fastvim.stability.episodes import NONFINITE, Event
+
+FOLDER = "episodes"
+RING = 64
+# Delta is computed again, so only for the first images of a forward pass.
+DELTA_IMAGES = 4
+# The update-to-weight ratio is taken over the first entries of every parameter.
+SAMPLE = 4096
+# In the order in which a block computes them.
+TENSORS = (
+    "delta",
+    "scan output before the norm",
+    "scan output after the norm and the gate",
+    "residual",
+)
+STATISTICS = ("rms", "maximum")
+WHOLE = (
+    Quantity("loss"),
+    Quantity("gradient norm"),
+    Quantity("update-to-weight ratio"),
+)
+# Rows of an episode's file that are spelt out.
+RANKED = 20
+
+
+class Recorder:
+    """Watches the blocks of a `VisionMamba` (of another model, the whole-model numbers alone).
+
+    A step is `before_step`, any number of forward passes under `watching`, then `after_step`;
+    `read` takes the steps since the last call to the host, in order.
+    """
+
+    def __init__(self, model: nn.Module, directory: Path) -> None:
+        self._directory = directory / FOLDER
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        named = [(name, module) for name, module in model.named_modules()]
+        blocks = [(name, module) for name, module in named if isinstance(module, Block)]
+        self.modules = [name for name, _ in blocks]
+        self.quantities = [
+            Quantity(tensor, statistic, block)
+            for block in range(len(blocks))
+            for tensor in TENSORS
+            for statistic in STATISTICS
+        ] + list(WHOLE)
+        self._watching = False
+        self._passes: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._sizes: list[int] = []
+        self._sample: Tensor | None = None
+        self._pending: list[Tensor] = []
+        self._samples: list[Tensor] = []
+        self._steps: list[int] = []
+        self._values = np.empty((0, len(self.quantities)), dtype=np.float32)
+        self._detector = SpikeDetector()
+        for _, block in blocks:
+            block.mixer.observer = self._observe_mixer
+            block.register_forward_hook(self._observe_block)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A context for a forward pass of training; what runs elsewhere is not recorded."""
+        self._watching, self._norms, self._sizes = True, [], []
+        try:
+            yield
+        finally:
+            self._watching = False
+        if self._norms:
+            norms = torch.stack(self._norms).reshape(-1, 2)
+            sizes = torch.tensor(self._sizes, dtype=torch.float32)
+            norms[:, 0] /= sizes.sqrt().to(norms.device, non_blocking=True)
+            self._passes.append(norms)
+
+    def before_step(self) -> None:
+        """Call before anything of a step."""
+        self._passes = []
+        self._sample = self._sampled()
+
+    def after_step(self, loss: Tensor, grad_norm: Tensor) -> None:
+        """Call when the optimiser has stepped. Nothing is read from the device."""
+        after = self._sampled()
+        ratio = (after - self._sample).norm() / self._sample.norm()
+        whole = torch.stack([loss.float(), grad_norm.float(), ratio])
+        if self._passes:
+            # (passes, tensors, 2): equal passes, so the mean square is the mean of theirs.
+            passes = torch.stack(self._passes)
+            both = [passes[:, :, 0].square().mean(0).sqrt(), passes[:, :, 1].amax(0)]
+            whole = torch.cat([torch.stack(both, dim=1).flatten(), whole])
+        self._pending.append(whole)
+
+    def read(self, last_step: int, images: Sequence[Tensor]) -> None:
+        """Take the pending steps, the last of which is `last_step` (from 1), to the host.
+
+        `images` are the places in the training split of each step's batch. Writes the file of an
+        episode that began, and completes that of one that ended.
+        """
+        rows = torch.stack(self._pending).cpu().numpy()
+        first = last_step - len(rows) + 1
+        self._pending = []
+        for step, row, places in zip(range(first, last_step + 1), rows, images, strict=True):
+            self._steps = [*self._steps, step][-RING:]
+            self._values = np.concatenate([self._values, row[None]])[-RING:]
+            self._samples = [*self._samples, places][-RING:]
+            for event in self._detector.update(step, float(row[-len(WHOLE)])):
+                self._write(event)
+
+    def finish(self) -> None:
+        """The run is over: an episode that has not ended is closed as it stands."""
+        for event in self._detector.finish():
+            self._write(event)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs, beside the losses."""
+        if not self._steps:
+            return {}
+        return {
+            "recorder_steps": torch.tensor(self._steps),
+            "recorder_values": torch.from_numpy(self._values.copy()),
+            "recorder_samples": torch.stack(self._samples),
+        }
+
+    def resume(self, state: dict[str, Tensor], losses: np.ndarray) -> None:
+        """Go on from `state` and the (steps, losses) of the history, (n, 2)."""
+        # The losses were single precision before they were written.
+        self._detector.extend(losses[:, 0], losses[:, 1].astype(np.float32))
+        if "recorder_steps" in state:
+            self._steps = state["recorder_steps"].tolist()
+            self._values = state["recorder_values"].numpy()
+            self._samples = list(state["recorder_samples"])
+
+    def start_afresh(self) -> None:
+        """Delete what an earlier, abandoned start of the run has written."""
+        for stale in self._directory.glob("*.json"):
+            stale.unlink()
+
+    def _sampled(self) -> Tensor:
+        heads = [p.detach().flatten()[:SAMPLE].float() for p in self._parameters]
+        return torch.cat(heads)
+
+    def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
+        if self._watching:
+            with torch.no_grad():
+                for tensor in (_delta(mixer, pooled[:, :DELTA_IMAGES]), scanned, gated):
+                    self._measure(tensor)
+
+    def _observe_block(self, block: Block, inputs: tuple, output: Tensor) -> None:
+        if self._watching:
+            with torch.no_grad():
+                self._measure(output)
+
+    def _measure(self, tensor: Tensor) -> None:
+        # Both norms are one pass without a temporary, and neither loses a NaN.
+        flat = tensor.detach()
+        kind = torch.float64 if flat.dtype == torch.float64 else torch.float32
+        for order in (2, torch.inf):
+            self._norms.append(torch.linalg.vector_norm(flat, order, dtype=kind).float())
+        self._sizes.append(flat.numel())
+
+    def _write(self, event: Event) -> None:
+        episode = event.episode
+        path = self._directory / f"{int(episode.start_step)}.json"
+        # What ended in NaN is described again, with the tensor that left the finite range.
+        if event.what == "started" or episode.kind == NONFINITE:
+            content = self._describe(int(episode.start_step))
+        else:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        content["episode"] = episode.to_dict()
+        write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def _describe(self, start: int) -> dict:
+        arguments = (self._steps, self._values, self.quantities, start)
+        ranked = departures(*arguments)
+        broken = first_nonfinite(*arguments)
+        return {
+            "summary": summarise(ranked, broken),
+            "found_at_step": self._steps[-1],
+            "first_nonfinite": None if broken is None else broken.to_dict(),
+            "ranking": [departure.to_dict() for departure in ranked[:RANKED]],
+            "modules": self.modules,
+            "batches": {
+                str(step): places.tolist()
+                for step, places in zip(self._steps, self._samples, strict=True)
+                if step >= start - LEAD
+            },
+            "steps": self._steps,
+            "quantities": {
+                str(quantity): [_plain(value) for value in column]
+                for quantity, column in zip(self.quantities, self._values.T, strict=True)
+            },
+        }
+
+
+def _plain(value: np.float32) -> float | str:
+    """Six digits; JSON has no NaN and no infinity, so these are text."""
+    return float(f"{value:.6g}") if np.isfinite(value) else str(value)
+
+
+def _delta(mixer: Mixer, pooled: Tensor) -> Tensor:
+    """Delta (2, B, S, D) of both directions, as the scan computes it from pooled (2, B, S, D)."""
+    with torch.autocast(pooled.device.type, enabled=False):
+        rank = mixer.dt_proj.shape[2]
+        low = pooled.flatten(1, 2) @ mixer.x_proj[:, :rank].to(pooled.dtype).transpose(1, 2)
+        step = low @ mixer.dt_proj.to(pooled.dtype).transpose(1, 2)
+        return F.softplus(step + mixer.dt_bias.to(pooled.dtype)[:, None])

@@ -1,0 +1,195 @@
+"""The recorder on real models: damage whose place is known, divergence, resumption."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastvim.models import create_model
+from fastvim.training import devices
+from fastvim.training.recorder import DELTA_IMAGES, Recorder
+from fastvim.training.run import Interrupted, train_run
+
+CPU = torch.device("cpu")
+SMALL = {"patch_size": 7, "image_size": 28, "depth": 3}
+
+
+def stop_after(steps):
+    asked = iter(range(1, 1000))
+    return lambda: next(asked) >= steps
+
+
+def train_steps(model, recorder, count, first, images, labels, optimizer):
+    for step in range(first, first + count):
+        optimizer.zero_grad()
+        recorder.before_step()
+        with recorder.watching():
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        optimizer.step()
+        recorder.after_step(loss.detach(), norm)
+        recorder.read(step, [torch.arange(len(images)) + step])
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A model that has calmly trained for 40 steps, its recorder, and how to go on."""
+    torch.manual_seed(0)
+    model = create_model("fastvim_femto", post_ssm_norm=False, **SMALL)
+    images, labels = torch.randn(16, 1, 28, 28), torch.arange(16) % 10
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    recorder = Recorder(model, tmp_path)
+    train_steps(model, recorder, 40, 1, images, labels, optimizer)
+
+    def go_on():
+        train_steps(model, recorder, 1, 41, images, labels, optimizer)
+        (file,) = (tmp_path / "episodes").glob("*.json")
+        return json.loads(file.read_text())
+
+    return model, go_on, tmp_path
+
+
+@pytest.mark.parametrize(
+    "parameter, change, quantity",
+    [
+        ("blocks.1.mixer.out_proj.weight", lambda w: w * 2000, "residual"),
+        ("blocks.1.mixer.dt_bias", lambda b: b + 12, "delta"),
+        ("blocks.1.mixer.x_proj", lambda w: w * 500, "delta"),
+    ],
+)
+def test_a_damaged_block_is_named(training, parameter, change, quantity):
+    model, go_on, _ = training
+    with torch.no_grad():
+        tensor = model.get_parameter(parameter)
+        tensor.copy_(change(tensor))
+        if quantity == "delta":
+            # So that the loss sees it.
+            model.blocks[1].mixer.out_proj.weight *= 100
+    record = go_on()
+    named = [entry["quantity"] for entry in record["ranking"] if entry["quantity"]["block"] == 1]
+    assert quantity in [entry["name"] for entry in named]
+    assert all(entry["quantity"]["block"] != 0 for entry in record["ranking"])
+    assert record["summary"].startswith(("block 1", "block 2"))
+    assert record["episode"]["start_step"] == 41
+    assert record["batches"]["41"] == list(range(41, 57))
+    assert record["steps"][-1] == record["found_at_step"] == 41
+    assert record["modules"][1] == "blocks.1"
+
+
+def test_the_tensor_that_left_the_finite_range_is_named(training):
+    model, go_on, _ = training
+    with torch.no_grad():
+        model.blocks[2].mixer.dt_bias[0, 0] = torch.nan
+    record = go_on()
+    assert record["first_nonfinite"]["quantity"] == {
+        "name": "delta",
+        "statistic": "rms",
+        "block": 2,
+    }
+    sentence = "block 2, delta (rms), left the finite range in the step of the loss"
+    assert record["summary"] == sentence
+    assert record["episode"]["class"] == "nonfinite"
+
+
+@pytest.mark.parametrize("name", ["fastvim_femto", "vim_femto"])
+def test_the_numbers_are_those_of_the_tensors(name, tmp_path):
+    model = create_model(name, **SMALL)
+    recorder = Recorder(model, tmp_path)
+    images, seen = torch.randn(6, 1, 28, 28), {}
+    mixer, handles = model.blocks[1].mixer, []
+    handles.append(
+        mixer.out_proj.register_forward_pre_hook(lambda _, x: seen.update(gated=x[0].detach()))
+    )
+    handles.append(
+        model.blocks[1].register_forward_hook(lambda _, x, y: seen.update(out=y.detach()))
+    )
+    recorder.before_step()
+    for part in images.split(3):  # Two micro-batches.
+        with recorder.watching():
+            loss = model(part).sum()
+        seen = {key: seen.get(key, []) for key in seen}
+        for key in ("gated", "out"):
+            seen[f"all {key}"] = [*seen.get(f"all {key}", []), seen[key]]
+    with torch.no_grad():
+        before = torch.cat([p.flatten() for p in model.parameters()])
+        model.head.weight *= 1.5
+        after = torch.cat([p.flatten() for p in model.parameters()])
+    recorder.after_step(loss.detach(), torch.tensor(7.0))
+    model(images * 100)  # Not watched.
+    recorder.read(1, [torch.arange(6)])
+    values = dict(zip(map(str, recorder.quantities), recorder._values[0], strict=True))
+    for key, words in (
+        ("gated", "scan output after the norm and the gate"),
+        ("out", "residual"),
+    ):
+        tensor = torch.cat(seen[f"all {key}"])
+        rms, top = tensor.square().mean().sqrt().item(), tensor.abs().max().item()
+        assert values[f"block 1, {words} (rms)"] == pytest.approx(rms, rel=1e-5)
+        assert values[f"block 1, {words} (maximum)"] == pytest.approx(top, rel=1e-5)
+    assert values["gradient norm"] == 7
+    assert max(p.numel() for p in model.parameters()) <= 8192
+    ratio = ((after - before).norm() / before.norm()).item()
+    assert values["update-to-weight ratio"] == pytest.approx(ratio, rel=0.1)
+
+
+def test_delta_is_what_the_scan_uses(tmp_path):
+    """With one state of decay A, doubling delta's bias changes what is recorded as it should."""
+    model = create_model("fastvim_femto", **SMALL)
+    mixer = model.blocks[0].mixer
+    with torch.no_grad():
+        mixer.dt_proj.zero_()
+        mixer.dt_bias.fill_(0.7)
+    recorder = Recorder(model, tmp_path)
+    recorder.before_step()
+    with recorder.watching():
+        loss = model(torch.randn(2 * DELTA_IMAGES, 1, 28, 28)).sum()
+    recorder.after_step(loss.detach(), torch.tensor(1.0))
+    recorder.read(1, [torch.arange(8)])
+    expected = np.log1p(np.exp(0.7))
+    assert recorder._values[0, :2] == pytest.approx([expected, expected], rel=1e-5)
+
+
+def test_recording_changes_nothing_and_a_resumed_run_writes_the_same(tmp_path, settings, outcome):
+    """A divergence that is real: momentum, no norm, and a rate that rises without end."""
+    wild = {"lr": 10.0, "optimizer": "momentum", "epochs": 6, "warmup_epochs": 5.9}
+    model = {"post_ssm_norm": False, "direction_merge": "sum"}
+    runs = {}
+    for name, recorder in (("plain", False), ("recorded", True), ("resumed", True)):
+        chosen = settings(model=model, recorder=recorder, ema_decay=None, **wild)
+        if name == "resumed":
+            with pytest.raises(Interrupted):
+                train_run(**chosen, directory=tmp_path / name, should_stop=stop_after(10))
+        runs[name] = train_run(**chosen, directory=tmp_path / name)
+    assert runs["plain"]["steps"] == runs["recorded"]["steps"]
+    histories = {name: (tmp_path / name / "history.csv").read_bytes() for name in runs}
+    assert len(set(histories.values())) == 1
+    files = {
+        name: {f.name: f.read_bytes() for f in (tmp_path / name / "episodes").glob("*.json")}
+        for name in runs
+    }
+    assert not files["plain"]
+    assert files["recorded"] and files["recorded"] == files["resumed"]
+    records = [json.loads(content) for content in files["recorded"].values()]
+    assert any(
+        entry["quantity"]["block"] is not None for record in records for entry in record["ranking"]
+    )
+
+
+def test_float16_on_a_cpu_rounds_and_overflows():
+    x = torch.tensor([[300.0, 1.0]], requires_grad=True)
+    weight = torch.tensor([[300.0, 1 + 2**-12]])
+    with devices.autocast("float16", CPU):
+        assert F.linear(x, weight).isinf().all()
+        small = F.linear(x[:, 1:], weight[:, 1:])
+        assert (x[:, 1:] * weight[:, 1:]).item() == 1 + 2**-12
+    assert small.item() == 1 and small.dtype == torch.float32
+    backend = devices.kernel_backend(CPU, "float16", "vim_tiny")
+    assert backend == devices.kernel_backend(CPU, "float32", "vim_tiny")
