@@ -80,6 +80,7 @@ def look(position: int) -> dict[str, Any]:
     }
 
 
+@mpl.rc_context(STYLE)
 def draw_curves(study: Study, narrow: bool = False) -> Figure | None:
     """Training loss and a validation metric over steps: mean, and range over seeds; spikes."""
     if not any(np.isfinite(run.curves.loss).any() for run in study.runs):
@@ -160,18 +161,17 @@ def _mark_handles(study: Study) -> list[Line2D]:
     ]
 
 
+@mpl.rc_context(STYLE)
 def draw_differences(study: Study, narrow: bool = False) -> Figure | None:
     """Paired differences: every seed, the mean, and its interval; zero is no difference."""
     contrasts = [c for c in study.results["contrasts"] if c["difference"] is not None]
     if not contrasts:
         return None
-    style = STYLE | {"axes.spines.left": False}
-    with mpl.rc_context(style):
-        rows = len(contrasts)
-        width = 4.6 if narrow else 9.6
-        height = 0.9 + rows * (0.78 if narrow else 0.52)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots()
+    rows = len(contrasts)
+    size = (4.6, 0.9 + 0.78 * rows) if narrow else (9.6, 0.9 + 0.52 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.spines["left"].set_visible(False)
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.grid(visible=False, axis="y")
     places = {name: position for position, name in enumerate(study.variants)}
@@ -206,6 +206,7 @@ def _row_label(contrast: Mapping, narrow: bool) -> str:
     return f"{variant}\n- {baseline}" if narrow else f"{variant} - {baseline}"
 
 
+@mpl.rc_context(STYLE)
 def draw_costs(study: Study, narrow: bool = False) -> Figure | None:
     """Test metric against each cost; the line joins the variants that no other one beats."""
     metric = study.plan.metric
@@ -270,10 +271,9 @@ def _cost_points(study: Study, cost: str, convert: Callable) -> dict[str, tuple]
 def _panels(count: int, narrow: bool, height: float) -> tuple[Figure, Sequence[Axes]]:
     """`count` panels: side by side, or one above the other when narrow."""
     size = (4.6, 2.7 * count + 0.6) if narrow else (9.6, height)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        shape = (count, 1) if narrow else (1, count)
-        return figure, figure.subplots(*shape, squeeze=False).flatten().tolist()
+    figure = Figure(figsize=size, layout="constrained")
+    shape = (count, 1) if narrow else (1, count)
+    return figure, figure.subplots(*shape, squeeze=False).flatten().tolist()
 
 
 def _legend(figure: Figure, variants: Sequence[str], narrow: bool, more: list) -> None:
@@ -283,8 +283,7 @@ def _legend(figure: Figure, variants: Sequence[str], narrow: bool, more: list) -
     ]
     longest = max(len(plain(name)) for name in variants)
     columns = max(1, min(len(handles) + len(more), (52 if narrow else 115) // (longest + 7)))
-    with mpl.rc_context(STYLE):
-        figure.legend(handles=[*handles, *more], loc="outside upper left", ncols=columns)
+    figure.legend(handles=[*handles, *more], loc="outside upper left", ncols=columns)
 
 
 FIGURES: dict[str, Callable[..., Figure | None]] = {

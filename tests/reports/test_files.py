@@ -22,7 +22,7 @@ from fastvim.reports.study import read_study
 from fastvim.reports.write import FORMATS, parse_formats, write_report
 from fastvim.stability import detect
 
-HOSTILE = "</td><script>alert(1)</script>$\\frac{&_%#~^|\n\0\u202e\"'{{ 7*7 }}"
+HOSTILE = "$\\frac{$</td><script>alert(1)</script>&_%#~^|\n\0\u202e\"'{{ 7*7 }}"
 
 
 class Tags(HTMLParser):

@@ -97,8 +97,9 @@ def test_compare_takes_runs_from_anywhere(finished, output, run_directory, tmp_p
     assert list(study.settings()[0]) == ["model.schedule"]
 
 
-def test_compare_counts_a_run_once(finished, run_directory):
-    study = compare([finished, finished, run_directory(finished, "columns", 0)])
+def test_compare_counts_a_run_once(finished, output, run_directory):
+    study = compare([finished, finished, output, run_directory(finished, "columns", 0)])
+    assert study.results["problems"] == []
     assert named(study)["columns"]["seeds"] == [0, 1]
     assert study.results["contrasts"][0]["baseline"] == "columns"
 
