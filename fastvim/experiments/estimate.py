@@ -4,13 +4,15 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 
 from fastvim.experiments.identity import WITHOUT_EFFECT
 from fastvim.experiments.plan import loaded
 from fastvim.experiments.schema import RunConfig
 from fastvim.experiments.store import FINAL, Run, RunRecord, Store
 
-MEASURED_BATCH = 16
+# Images of a step that is tried out; more than a step's own are not.
+MEASURED_BATCH = 64
 SECONDS_TO_MEASURE = 3.0
 # Beyond this a step is not tried out: memory would run out or minutes pass.
 LARGEST = 2e9
@@ -106,4 +108,4 @@ def _seconds_per_image(config: RunConfig) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return sum(times[1:]) / len(times[1:]) / batch
+    return median(times[1:]) / batch

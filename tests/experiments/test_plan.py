@@ -105,7 +105,7 @@ seeds: 1
 def test_extends_in_a_circle(file):
     file("extends: b.yaml\n", "a.yaml")
     file("extends: a.yaml\n", "b.yaml")
-    with pytest.raises(UserError, match=r"extends goes in a circle: a.yaml -> b.yaml -> a.yaml"):
+    with pytest.raises(UserError, match=r"extends goes in a circle: a.yaml -> b.yaml -> a.yaml$"):
         load("a.yaml")
 
 
