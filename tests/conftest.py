@@ -1,21 +1,9 @@
-"""Fixtures that tests of several rooms share."""
+"""One thread a process: two processes share two cores, and tiny models gain nothing from more.
+
+On a busy machine OpenMP's threads wait for one another at every small operator, which makes a
+test ten times slower. Tests of threading ask for more themselves.
+"""
 
 import os
 
-import pytest
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """One thread here and in processes started from here: fastest for very small runs."""
-    import torch
-
-    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    torch.set_num_threads(threads)
-    if variable is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = variable
+os.environ.setdefault("OMP_NUM_THREADS", "1")
