@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SECTION = "pretrained"
 AUTO = "auto"
+OPTIONS = ("--set", "--grid")
 # The images are the same, the augmentation is each run's own.
 SHARED_DATA = (
     "name",
@@ -50,14 +51,15 @@ def pretraining_layer(settings: "Layer") -> "Layer | None":
 
     What `pretrained` does not say of the data set and the model is as in the run itself; of the
     recipe and the augmentation nothing is taken over. `pretrained: null` does away with what
-    lower layers say of it.
+    lower layers say of it, and then options have nothing to change.
     """
     prefix = f"{SECTION}."
     none = settings.get(SECTION)
     own = {
         key.removeprefix(prefix): setting
         for key, setting in settings.items()
-        if key.startswith(prefix) and (none is None or setting.rank > none.rank)
+        if key.startswith(prefix)
+        and (none is None or (setting.rank > none.rank and setting.layer not in OPTIONS))
     }
     if not own:
         return None
