@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from fastvim.errors import UserError
 from fastvim.grid import TokenGrid
 from fastvim.kernels import ScanLayout
+from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
 from fastvim.models.mixer import Mixer
@@ -231,6 +232,28 @@ class VisionMamba(nn.Module):
         self.pos_embed = nn.Parameter(pos)
         self._lay_out()
         self.layouts.to(pos.device)
+
+    def uncounted_operations(self) -> int:
+        """Operations an image that a counter of registered operators does not see.
+
+        With attention pooling the mixer runs as plain PyTorch: what its matrix products and
+        norm, which counters do see, leave of the mixer's work, and the weighting of the tokens.
+        """
+        if self.config.pooling != "attention":
+            return 0
+        total = 0
+        for block, axis in zip(self.blocks, self.schedule, strict=True):
+            n_steps, D = self.layouts[axis].n_steps, self.config.d_inner
+            tokens, steps = len(self.grid) * D, n_steps * D
+            if self.layouts[axis].steps is None:
+                continue  # Nothing is pooled: the registered operator ran.
+            gate = self.config.post_ssm_norm or self.config.gate_without_norm
+            mean = self.config.direction_merge == "mean"
+            width, states = self.config.d_conv, self.config.d_state
+            work = mixer_work(tokens, steps, width, 0, states, False, False, gate, mean)
+            projections = 2 * 2 * states * steps
+            total += work.fvcore - projections + 2 * tokens
+        return total
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay: A_log, D, biases, norms, embeddings."""

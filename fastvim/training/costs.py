@@ -31,7 +31,8 @@ def count_gflops(model: nn.Module, image: Tensor) -> float:
         analysis = FlopCountAnalysis(copy.deepcopy(model).eval(), image)
         analysis.set_op_handle(**flops.fvcore_handles())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        return analysis.total() / 1e9
+        unseen = getattr(model, "uncounted_operations", lambda: 0)()
+        return (analysis.total() + unseen * image.shape[0]) / 1e9
 
 
 def step_memory(
