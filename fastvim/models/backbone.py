@@ -242,7 +242,7 @@ class VisionMamba(nn.Module):
         if self.config.pooling != "attention":
             return 0
         total = 0
-        for block, axis in zip(self.blocks, self.schedule, strict=True):
+        for axis in self.schedule:
             n_steps, D = self.layouts[axis].n_steps, self.config.d_inner
             tokens, steps = len(self.grid) * D, n_steps * D
             if self.layouts[axis].steps is None:

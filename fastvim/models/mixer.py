@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvim import kernels
@@ -90,7 +91,8 @@ class Mixer(nn.Module):
 
         def pool(u: Tensor, steps: Tensor, direction: int) -> Tensor:
             query = self.pool_query[direction].to(u.dtype)
-            scores = u @ query / u.shape[2] ** 0.5
+            # A row of a matrix: FLOP counters do not take a product with a vector.
+            scores = F.linear(u, query[None])[..., 0] / u.shape[2] ** 0.5
             index = steps.long().expand_as(scores)
             zeros = scores.new_zeros(u.shape[0], n_steps)
             highest = zeros.scatter_reduce(1, index, scores, "amax", include_self=False).detach()

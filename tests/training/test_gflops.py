@@ -20,4 +20,4 @@ def test_attention_pooling_is_counted_though_it_is_plain_pytorch():
 
 def test_fastvim_needs_fewer_operations_than_vim():
     fast, vim = (count_gflops(create_model(f"{name}_femto"), IMAGE) for name in ("fastvim", "vim"))
-    assert 0.5 < fast / vim < 0.8
+    assert fast < 0.8 * vim
