@@ -13,8 +13,6 @@ from click.testing import CliRunner
 
 from fastvim_cli.main import COMMANDS, main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TEXT = """\
 name: tiny
 question: Which of the two?
@@ -34,7 +32,7 @@ def fastvim(*arguments: str):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, one_thread):
+def finished(tmp_path_factory):
     """A folder with tiny.yaml and its results in out/tiny."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.yaml").write_text(TEXT)

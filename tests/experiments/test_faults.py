@@ -20,8 +20,6 @@ from click.testing import CliRunner
 
 from fastvim_cli.main import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TEXT = """\
 name: faults
 base:
@@ -76,7 +74,7 @@ def results(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory, one_thread):
+def expected(tmp_path_factory):
     """The results of a command that nobody disturbs, and the seconds it takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "faults.yaml").write_text(TEXT)

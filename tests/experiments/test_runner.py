@@ -14,8 +14,6 @@ from fastvim.experiments.store import Store
 from fastvim.reports.gather import gather
 from fastvim.reports.tables import csv_table, markdown, write_tables
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TEXT = """\
 name: tiny
 question: Which of the two?
@@ -43,7 +41,7 @@ def runs(plan):
 
 
 @pytest.fixture(scope="module")
-def finished(plan, runs, tmp_path_factory, one_thread):
+def finished(plan, runs, tmp_path_factory):
     """An output folder with all four runs done, and what the listener was told."""
     output = tmp_path_factory.mktemp("results") / "tiny"
     write_plan(output, plan, runs, "fastvim ablate tiny.yaml")
