@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "Compare any runs or output folders.",
     "claims": "The paper's claims and what the evidence says of them.",
     "logs": "Find loss spikes in training logs of any origin.",
+    "stability": "Find where training becomes unstable, with and without the norm.",
     "profile": "Measure speed, memory and FLOPs of models over image sizes.",
     "tensorboard": "Open TensorBoard on results.",
     "new": "Write a commented file to start an ablation from.",

@@ -1,0 +1,91 @@
+"""What the recorder adds to a training step, with and without it in turns.
+
+    python benchmarks/recorder_overhead.py [--model fastvim_base] [--image-size 112] [--batch 8]
+
+One model and one optimiser take the steps; the recorder's switch is turned between neighbours, so
+both see the same machine, and on a CPU the seconds are the processor's. Printed: the median of
+each, and the median and the quartiles of the differences of neighbours over the median step
+without. Losses are read every `--window` steps, as the training loop does on a GPU.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from fastvim import tasks
+from fastvim.models import create_model
+from fastvim.training.devices import choose_device, choose_precision
+from fastvim.training.recipe import Recipe
+from fastvim.training.recorder import Recorder
+from fastvim.training.trainer import Trainer
+
+
+def main() -> None:
+    """Parse arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="fastvim_base")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--window", type=int, default=1, help="Steps between readings.")
+    arguments = parser.parse_args()
+    recipe = Recipe(epochs=1000, batch_size=arguments.batch, clip_grad=1.0)
+    device = choose_device()
+    # A busy machine takes time from the wall, hardly from the processor.
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    precision = choose_precision(recipe, device)
+    model = create_model(arguments.model, image_size=arguments.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        task = tasks.create("classification", recipe)
+        trainer = Trainer(
+            task,
+            model,
+            recipe,
+            steps_per_epoch=1000,
+            seed=0,
+            device=device,
+            precision=precision,
+            recorder=lambda model: Recorder(model, Path(folder)),
+        )
+        recorder = trainer.recorder
+        size = (arguments.batch, model.config.in_channels, *model.config.image_size)
+        images = torch.randn(size).to(device)
+        labels = torch.arange(arguments.batch, device=device) % model.config.num_classes
+        places = [torch.arange(arguments.batch)] * arguments.window
+        step = read = 0
+
+        def window(recording: bool) -> float:
+            nonlocal step, read
+            trainer.recorder = recorder if recording else None
+            began = clock()
+            for _ in range(arguments.window):
+                result = trainer.step(step, images, labels)
+                step += 1
+            result.loss.item()
+            if recording:
+                read += arguments.window
+                recorder.read(read, places)
+            return (clock() - began) / arguments.window
+
+        for recording in (False, True):
+            window(recording)
+        times = []
+        for pair in range(arguments.pairs):
+            order = (False, True) if pair % 2 else (True, False)
+            measured = {recording: window(recording) for recording in order}
+            times.append((measured[False], measured[True]))
+    without = statistics.median(pair[0] for pair in times)
+    shares = [100 * (pair[1] - pair[0]) / without for pair in times]
+    low, middle, high = statistics.quantiles(shares, n=4)
+    print(f"{arguments.model}, {size}, {precision} on {device}, {arguments.pairs} pairs")
+    print(f"without the recorder: {1000 * without:.1f} ms a step (median)")
+    print(f"with it:              {1000 * statistics.median(p[1] for p in times):.1f} ms")
+    print(f"added: {middle:+.2f} % of a step (median; quartiles {low:+.2f}, {high:+.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""The results of `fastvim stability`: one row a variant over its ladder of learning rates."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from fastvim.analysis import load_claims
+from fastvim.analysis.claims import scale_from_config
+from fastvim.analysis.ledger import judge
+from fastvim.experiments.stability import CLAIM, NAME, Request, variant_name
+from fastvim.files import write_atomic
+from fastvim.reports.stability_figures import draw_losses, draw_sensitivity
+from fastvim.reports.study import Study, StudyRun
+from fastvim.stability.alternatives import SCORE_LEAST, spike_score
+from fastvim.stability.episodes import DIVERGENCE, NONFINITE
+
+FORMAT = 1
+# The final loss is the mean over the last tenth of the steps, at least this many.
+LAST_STEPS = 5
+
+
+def write_stability(study: Study, request: Request, output: Path) -> tuple[str, list[Path]]:
+    """Write table.md, results.json and the plots to `output`; the table and the paths written."""
+    results = summarise(study, request)
+    text = markdown(results)
+    files: dict[str, str | bytes] = {
+        "table.md": text,
+        "results.json": json.dumps(results, indent=2, allow_nan=False) + "\n",
+        "loss.png": draw_losses(study, results),
+        "sensitivity.png": draw_sensitivity(results),
+    }
+    for name, content in files.items():
+        write_atomic(output / name, content)
+    return text, [output / name for name in files]
+
+
+def summarise(study: Study, request: Request) -> dict[str, Any]:
+    """results.json. Its variants are those of the study with their ladders gathered.
+
+    `seeds` and `metrics` have an entry a run, in the order of `runs`, which says the seed and the
+    learning rate of each; episodes of every class count as spikes, NaN and infinity too.
+    """
+    configs = study.plan.variants
+    groups = request.groups()
+    ladder = [m for m in request.ladder if variant_name(next(iter(groups)), m) in configs]
+    runs = {
+        group: [
+            measure(run, multiple)
+            for multiple in ladder
+            for run in study.runs_of(variant_name(group, multiple))
+        ]
+        for group in groups
+    }
+    everything = [run for group in runs.values() for run in group]
+    finals = [run["final_loss"] for run in everything if run["final_loss"] is not None]
+    best = min(finals) if finals else None
+    first = variant_name(next(iter(groups)), ladder[0])
+    variants = [_variant(group, found, ladder, best) for group, found in runs.items()]
+    results = {
+        "format": FORMAT,
+        "experiment": NAME,
+        "profile": request.size,
+        "question": study.plan.question,
+        "claim": CLAIM,
+        "metric": "spikes",
+        "command": study.plan.command,
+        "scale": scale_from_config(configs[first].nested(), study.plan.train_images[first]),
+        "ladder": ladder,
+        "best_loss": best,
+        "variants": variants,
+        "norm_costs": _norm_costs(variants),
+        "emulated_float16": _emulated(study),
+        "contrasts": [],
+        "problems": study.results["problems"],
+        "missing": [f"{name}-seed{seed}: {state}" for name, seed, state in study.states],
+    }
+    claims = load_claims()
+    judged = judge(claims[CLAIM], results, claims)
+    if isinstance(judged, str):
+        results["verdict"] = {"claim": CLAIM, "verdict": "unresolved", "reason": judged}
+    else:
+        results["verdict"] = judged[0].to_dict()
+    return results
+
+
+def measure(run: StudyRun, multiple: float) -> dict[str, Any]:
+    """What one run's history says; `final_loss` is None where it ended in NaN or infinity.
+
+    A run diverged when its loss was no number, when it ended no lower than it began, or when its
+    last episode was a divergence.
+    """
+    loss, episodes = run.curves.loss, run.curves.episodes
+    initial = float(loss[0])
+    count = max(LAST_STEPS, len(loss) // 10)
+    lost = run.record.state == "diverged" or not np.isfinite(loss).all()
+    final = None if lost else float(np.mean(loss[-count:]))
+    path = run.record.directory / "history.csv"
+    norms = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)["grad_norm"]
+    kept = norms[np.isfinite(norms)]
+    gone = bool(episodes) and episodes[-1].kind in (DIVERGENCE, NONFINITE)
+    return {
+        "directory": run.record.directory.name,
+        "seed": run.seed,
+        "lr_multiple": multiple,
+        "lr": run.record.run.config.training.peak_lr,
+        "initial_loss": initial,
+        "final_loss": final,
+        "diverged": bool(final is None or final >= initial or gone),
+        "episodes": [episode.to_dict() for episode in episodes],
+        "spike_score": spike_score(loss) if len(loss) > SCORE_LEAST else None,
+        "largest_grad_norm": float(kept.max()) if len(kept) else None,
+        "grad_norm_finite": len(kept) == len(norms),
+        "images_per_second": run.record.result["cost"]["train_images_per_second"],
+        "attributions": _attributions(run.record.directory / "episodes"),
+    }
+
+
+def _attributions(folder: Path) -> dict[str, str]:
+    """Step -> what the recorder said, for episodes that it could attribute."""
+    found = {}
+    for path in sorted(folder.glob("*.json"), key=lambda path: int(path.stem)):
+        summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+        if summary is not None:
+            found[path.stem] = summary
+    return found
+
+
+def _variant(
+    group: str, runs: list[dict], ladder: Sequence[float], best: float | None
+) -> dict[str, Any]:
+    scores = [run["spike_score"] for run in runs if run["spike_score"] is not None]
+    norms = [run["largest_grad_norm"] for run in runs if run["largest_grad_norm"] is not None]
+    speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
+    # Wortsman et al. 2023, section 2.2: a loss above that at initialisation counts as that.
+    regrets = [
+        min(run["initial_loss"], _or_infinity(run["final_loss"])) - best
+        for run in runs
+        if best is not None
+    ]
+    stable = None
+    for multiple in ladder:
+        at = [run for run in runs if run["lr_multiple"] == multiple]
+        if not at or any(run["diverged"] for run in at):
+            break
+        stable = at[0]["lr"]
+    return {
+        "name": group,
+        "seeds": list(range(len(runs))),
+        "metrics": {
+            "spikes": [len(run["episodes"]) for run in runs],
+            "final_loss": [run["final_loss"] for run in runs],
+        },
+        "cost": {"train_images_per_second": max(speeds, default=None)},
+        "spikes": sum(len(run["episodes"]) for run in runs),
+        "diverged": sum(run["diverged"] for run in runs),
+        "diverged_seeds": sorted({run["seed"] for run in runs if run["diverged"]}),
+        "spike_score": mean(scores) if scores else None,
+        "largest_grad_norm": max(norms) if norms else None,
+        "grad_norm_finite": all(run["grad_norm_finite"] for run in runs),
+        "highest_stable_lr": stable,
+        "lr_sensitivity": mean(regrets) if regrets else None,
+        "runs": runs,
+    }
+
+
+def _or_infinity(loss: float | None) -> float:
+    return float("inf") if loss is None else loss
+
+
+def _norm_costs(variants: list[dict]) -> dict[str, float]:
+    """Variant with the norm -> its training throughput over that without, less one, in percent."""
+    speeds = {v["name"]: v["cost"]["train_images_per_second"] for v in variants}
+    return {
+        name: 100 * (speed / speeds[bare] - 1)
+        for name, speed in speeds.items()
+        for bare in [name.replace("-with", "-without")]
+        if bare != name and "-without" not in name and speed and speeds.get(bare)
+    }
+
+
+def _emulated(study: Study) -> bool:
+    return any(
+        run.record.run.config.training.precision == "float16"
+        and run.record.result.get("device") == "cpu"
+        for run in study.runs
+    )
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """table.md."""
+    ladder = results["ladder"]
+    heads = ["variant", *(f"final loss, lr x{m:g}" for m in ladder), "episodes", "spike score %"]
+    heads += ["largest gradient norm", "diverged", "highest stable lr", "lr sensitivity"]
+    heads += ["train img/s", "norm's cost"]
+    lines = [f"# Stability of {results['profile']}", "", _line(heads)]
+    lines.append(_line(["---"] + ["---:"] * (len(heads) - 1)))
+    lines += [_line(_row(variant, results)) for variant in results["variants"]]
+    lines += ["", *(f"- {note}" for note in notes(results))]
+    said = [
+        f"- {variant['name']} at lr {run['lr']:g}, seed {run['seed']}, step {step}: {summary}."
+        for variant in results["variants"]
+        for run in variant["runs"]
+        for step, summary in run["attributions"].items()
+    ]
+    if said:
+        lines += ["", "What left its own past first, as the recorder saw it:", "", *said]
+    lines += ["", "Made by", "", f"    {results['command']}", ""]
+    return "\n".join(lines)
+
+
+def _row(variant: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+    runs = variant["runs"]
+    at = {m: [r["final_loss"] for r in runs if r["lr_multiple"] == m] for m in results["ladder"]}
+    norm = _number(variant["largest_grad_norm"], ".3g")
+    cost = results["norm_costs"].get(variant["name"])
+    score = variant["spike_score"]
+    seeds = ", ".join(map(str, variant["diverged_seeds"]))
+    return [
+        variant["name"],
+        *(_losses(values) for values in at.values()),
+        str(variant["spikes"]),
+        _number(None if score is None else 100 * score, ".2f"),
+        norm if variant["grad_norm_finite"] else f"{norm}, then no number",
+        f"{variant['diverged']} of {len(runs)} runs" + (f" (seeds {seeds})" if seeds else ""),
+        _number(variant["highest_stable_lr"], "g") if variant["highest_stable_lr"] else "none",
+        _number(variant["lr_sensitivity"], ".3f"),
+        _number(variant["cost"]["train_images_per_second"], ".4g"),
+        "-" if cost is None else f"{cost:+.1f} %",
+    ]
+
+
+def _losses(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "NaN" if values else "-"
+    lost = len(values) - len(known)
+    return f"{mean(known):.3f}" + f" ({lost} NaN)" * bool(lost)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What must be known beside the table."""
+    verdict = results["verdict"]
+    steps = results["scale"].get("steps")
+    lines = [
+        f"Claim {verdict['claim']}: {verdict['verdict']}. {verdict['reason']}",
+        f"Runs of {steps} steps. The final loss is the mean training loss of the last tenth of "
+        f"the steps (at least {LAST_STEPS}), averaged over the seeds that kept a number.",
+        "Episodes are of every class, NaN and infinity too, over all runs of a variant; runs at "
+        "several learning rates share their seeds. Spike score: the share of steps at least 7 "
+        "standard deviations from the mean of the last 1,000 (OLMo 2, arXiv 2501.00656); none "
+        f"for runs of {SCORE_LEAST} steps or less.",
+        "A run diverged when its loss was no number, ended no lower than it began, or ended in a "
+        "divergence; the highest stable rate is the last on the ladder up to which no run did.",
+        "Learning-rate sensitivity: mean over the ladder and seeds of min(final loss, loss at "
+        "initialisation) minus the best final loss of all variants (Wortsman et al. 2023, arXiv "
+        "2309.14322, who take the best over the ladder).",
+        "Throughput is that of the fastest run, as a busy machine only slows; the norm's cost "
+        "compares runs that were not interleaved, and `fastvim profile` measures it better.",
+        "Checkpoints of these runs are not kept.",
+    ]
+    if results["emulated_float16"]:
+        lines.append(
+            "float16 was emulated on the CPU: linear layers, convolutions and products round "
+            "inputs, weights and outputs to float16; sums are float32."
+        )
+    lines += [f"No result: {missing}" for missing in results["missing"]]
+    return lines + [f"Skipped: {problem}" for problem in results["problems"]]

@@ -1,0 +1,152 @@
+"""`fastvim stability`: where training becomes unstable, with and without the norm."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from fastvim_cli.options import output_option
+
+
+@click.command("stability")
+@click.option(
+    "--model",
+    "-m",
+    default="b",
+    show_default=True,
+    metavar="SIZE",
+    help="t, s, b, l, h (real width and depth, small images), or a preset such as fastvim_pico.",
+)
+@click.option(
+    "--backbone",
+    type=click.Choice(["vim", "fastvim", "both"]),
+    default="both",
+    show_default=True,
+    help="Which backbones to train.",
+)
+@click.option(
+    "--factor",
+    "factors",
+    multiple=True,
+    type=click.Choice(["norm", "merge", "precision", "delta_init"]),
+    help="What to vary; several make a product.  [default: norm]",
+)
+@click.option("--seeds", type=click.IntRange(1, 1000), default=2, show_default=True)
+@click.option(
+    "--lr-ladder",
+    "ladder",
+    default="1,4,16",
+    show_default=True,
+    metavar="A,B",
+    help="Multiples of the recipe's learning rate.",
+)
+@click.option(
+    "--budget",
+    "minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=15.0,
+    show_default=True,
+    metavar="MINUTES",
+    help="Steps, then seeds, then the ladder are fitted to this time.",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of every run, by dotted name. May be repeated.",
+)
+@output_option
+def command(model, backbone, factors, seeds, ladder, minutes, sets, output):
+    """Train with and without the post-SSM norm over a ladder of learning rates.
+
+    Large models are unstable at the rates that small ones take; small ones show the same at
+    larger rates (Wortsman et al. 2023, arXiv 2309.14322). Every run is recorded: where its loss
+    spikes, episodes/STEP.json in its folder names the block and the quantity that left its past
+    first. The same command goes on after an interruption.
+
+    \b
+    Examples:
+      fastvim stability --model b
+      fastvim stability --model fastvim_pico --backbone vim --factor norm --factor precision
+    """
+    from fastvim.errors import UserError
+    from fastvim.experiments.stability import BACKBONES, REQUEST_FILE, Request, prepare
+    from fastvim_cli.display import duration
+
+    try:
+        rungs = tuple(sorted({float(part) for part in ladder.split(",") if part.strip()}))
+    except ValueError:
+        rungs = ()
+    if not rungs or not all(0 < rung < float("inf") for rung in rungs):
+        raise UserError(f"--lr-ladder {ladder!r}: expected numbers above 0, such as 1,4,16")
+    request = Request(
+        model=model,
+        backbones=tuple(BACKBONES) if backbone == "both" else (backbone,),
+        factors=tuple(dict.fromkeys(factors)) or ("norm",),
+        ladder=rungs,
+        seeds=seeds,
+        minutes=minutes,
+        sets=tuple(sets),
+    )
+    size = request.size
+    output = output or Path("results") / "-".join(["stability", size, backbone, *request.factors])
+    if not (output / REQUEST_FILE).exists():
+        click.echo("Timing a few steps of each variant ...", err=True)
+    plan, fit, earlier = prepare(request, output)
+    said = "as fitted before" if earlier else "measured just now"
+    click.echo(
+        f"{len(plan.variants) * fit.seeds} runs of {plan.variants[0].config.training.steps} steps "
+        f"({len(plan.variants)} variants with their learning rates "
+        f"{', '.join(f'x{rung:g}' for rung in fit.ladder)}; {fit.seeds} seeds): "
+        f"about {duration(fit.seconds)} ({said}; budget {minutes:g} min)."
+    )
+    if (fit.seeds, fit.ladder) != (seeds, rungs):
+        click.echo("The budget does not reach for all seeds and learning rates asked for.")
+    sys.exit(_carry_out(plan, request, output))
+
+
+def _carry_out(plan, request, folder: Path) -> int:
+    from fastvim.experiments.plan import identified_runs
+    from fastvim.experiments.record import write_plan
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+    from fastvim.experiments.stability import RUNS_FOLDER
+    from fastvim.experiments.store import FINAL, Store
+    from fastvim.reports.stability import write_stability
+    from fastvim.reports.study import read_study
+    from fastvim.reports.tensorboard import write_board
+    from fastvim.training.state import WEIGHTS_FILE
+    from fastvim_cli.display import RunProgress
+    from fastvim_cli.tables import print_written
+
+    # The runs have a folder of their own, which `fastvim report` understands.
+    output = folder / RUNS_FOLDER
+    store, runs = Store(output), identified_runs(plan)
+    this_command = shlex.join(["fastvim", *sys.argv[1:]])
+    write_plan(output, plan, runs, this_command)
+    stop = StopRequest()
+    with RunProgress(len(runs), sum(store.state(run) in FINAL for run in runs)) as progress:
+
+        def listen(event: dict) -> None:
+            progress(event)
+            if event["event"] == "end":
+                # Hundreds of megabytes each at the real sizes, of models hardly trained.
+                (event["outcome"].directory / WEIGHTS_FILE).unlink(missing_ok=True)
+
+        try:
+            with stop.listening(lambda: progress.say("Stopping after this step.")):
+                outcomes = carry_out(runs, store, listen, stop)
+        except Stopped:
+            progress.say(f"Stopped; everything is saved. To go on: {this_command}")
+            return 128 + (stop.signal or 2)
+    study = read_study(output)
+    write_board(study, output)
+    text, written = write_stability(study, request, folder)
+    click.echo(text)
+    print_written(folder, written)
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            click.echo(f"{outcome.run.name} failed: {outcome.message}", err=True)
+    # A run that diverged is a result here.
+    return int(any(outcome.state == "failed" for outcome in outcomes))
