@@ -35,7 +35,7 @@ def main() -> None:
         ratio: MaskedAutoencoder(config, MaskingConfig(mask_ratio=ratio)).to(device)
         for ratio in RATIOS
     }
-    noise = torch.rand(options.batch, len(models[0.0].encoder.grid), device=device)
+    noise = torch.rand(options.batch, len(models[0.0].grid), device=device)
     times = {ratio: [] for ratio in RATIOS}
     for repeat in range(options.repeats + 1):
         for ratio, model in models.items():

@@ -43,8 +43,8 @@ def command(experiment, more, profile, sets, grid, seeds, variants):
     shared = [
         key
         for key in keys
-        if all(v.get(key, missing) == _first(flat)[key] for v in flat.values())
         if key in _first(flat)
+        if all(v.get(key, missing) == _first(flat)[key] for v in flat.values())
     ]
     out.print(_variants(plan, flat, [key for key in keys if key not in shared]))
     out.print("")

@@ -5,7 +5,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastvim.errors import UserError
-from fastvim.experiments.schema import INTERPOLATE, Pretrained, RunConfig, TimmConfig
+from fastvim.experiments.schema import (
+    INTERPOLATE,
+    TRANSFORMER_KEYS,
+    Pretrained,
+    RunConfig,
+    TimmConfig,
+)
 from fastvim.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -65,7 +71,7 @@ def pretraining_layer(settings: "Layer") -> "Layer | None":
         return None
     shared = {f"data.{key}" for key in SHARED_DATA}
     shared |= {f"model.{key}" for key in ModelConfig.model_fields if key not in OWN_MODEL}
-    shared.add("model.name")
+    shared |= {f"model.{key}" for key in ("name", *TRANSFORMER_KEYS)}
     if "data.image_size" in own or "model.image_size" in own:
         shared -= {"data.image_size", "model.image_size"}
     return {key: setting for key, setting in settings.items() if key in shared} | own
@@ -101,8 +107,7 @@ def scale_warning(config: RunConfig, origins: "Mapping[str, Setting]") -> str | 
     if config.pretrained is None or config.pretrained.run.masking is None:
         return None
     scale = matching_scale(config.pretrained.run)
-    unset = origins["model.pooling_scale"].layer == "default"
-    if scale == 1 or not unset:
+    if scale == 1 or origins["model.pooling_scale"].layer != "default":
         return None
     ratio = config.pretrained.run.masking.mask_ratio
     return (

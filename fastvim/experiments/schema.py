@@ -19,6 +19,8 @@ TIMM_PREFIX = "timm/"
 MAX_RUNS = 10_000
 LIST_KEYS = "fastvim schema --keys"
 INTERPOLATE = "interpolate_positions"
+# Keys of `model` that only timm's vision transformers have.
+TRANSFORMER_KEYS = ("embed_dim", "num_heads")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -28,7 +30,11 @@ Metric = Literal["top1", "top5", "loss"]
 
 
 class TimmConfig(BaseModel):
-    """A model of the timm library, `model.name: timm/<name>`, for comparison."""
+    """A model of the timm library, `model.name: timm/<name>`, for comparison.
+
+    The fields from `class_token` on are for vision transformers (vit_*, deit_*), whose own values
+    hold where they are null. `class_token: none` is mean pooling of normalised tokens.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +42,11 @@ class TimmConfig(BaseModel):
     in_channels: int = Field(3, ge=1)
     num_classes: int = Field(1000, ge=1)
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    class_token: Literal["none"] | None = None
+    patch_size: int | None = Field(None, ge=1, le=65536)
+    embed_dim: int | None = Field(None, ge=1, le=65536)
+    depth: int | None = Field(None, ge=1, le=1024)
+    num_heads: int | None = Field(None, ge=1, le=1024)
 
 
 class RunConfig(BaseModel):
@@ -149,7 +160,7 @@ def known_keys() -> list[str]:
         "masking": MaskingConfig,
     }
     names = [f"{section}.{key}" for section, kind in sections.items() for key in kind.model_fields]
-    names = ["task", "model.name", *names]
+    names = ["task", "model.name", *names, *(f"model.{key}" for key in TRANSFORMER_KEYS)]
     return [*names, f"pretrained.{INTERPOLATE}", *(f"pretrained.{name}" for name in names)]
 
 
@@ -193,6 +204,8 @@ def json_schema() -> dict:
             properties = {"name": {"type": "string", "title": "Preset or timm/<name>"}} | properties
             scale = properties["pooling_scale"]
             properties["pooling_scale"] = {"anyOf": [scale, {"const": "auto"}]}
+            timm = TimmConfig.model_json_schema()["properties"]
+            properties |= {key: timm[key] for key in TRANSFORMER_KEYS}
         sections[section] = _object(properties)
         keys |= {f"{section}.{key}": value for key, value in properties.items()}
     keys["task"] = {"enum": list(get_args(Task))}

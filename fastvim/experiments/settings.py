@@ -33,6 +33,9 @@ from fastvim.training.recipe import Recipe
 
 SECTIONS = ("data", "model", "training", "masking")
 NESTED = (*SECTIONS, SECTION, *(f"{SECTION}.{section}" for section in SECTIONS))
+# Fields of `model` that hold for whatever model a higher layer names.
+OF_EVERY_MODEL = ("image_size", "in_channels", "num_classes", "drop_path_rate")
+TRANSFORMERS = ("vit_", "deit_")
 # The layer of what follows from the data set.
 DATA_SET = "data set"
 # Fields that are checked together: those that a message about one may be due to.
@@ -124,7 +127,9 @@ def resolve(settings: Layer, prefix: str = "") -> tuple[RunConfig, dict[str, Set
     pretrained, origins = _pretrained(settings)
     _share_image_size(sections)
     data = _validated(DataConfig, f"{prefix}data", sections["data"])
-    if "pooling_scale" in sections["model"]:
+    chosen = sections["model"].get("name")
+    of_timm = chosen is not None and str(chosen.value).startswith(TIMM_PREFIX)
+    if "pooling_scale" in sections["model"] and not of_timm:
         scale = with_scale(sections["model"]["pooling_scale"], pretrained)
         sections["model"]["pooling_scale"] = scale
     name, model = _model(sections["model"], data, f"{prefix}model")
@@ -201,7 +206,15 @@ def _masking(
             raise UserError(f"{setting.place}: {prefix}data.{key} does not apply to {task}")
     masking = _validated(MaskingConfig, f"{prefix}masking", section)
     if isinstance(model, TimmConfig):
-        raise UserError(f"{prefix}model.name = {name}: timm's models have no {task} here")
+        if not name.removeprefix(TIMM_PREFIX).startswith(TRANSFORMERS):
+            raise UserError(f"{prefix}model.name = {name}: only vit_* and deit_* can do {task}")
+        if model.class_token is None or model.patch_size is None:
+            raise UserError(
+                f"{prefix}model.name = {name}: {task} needs model.class_token: none and a "
+                "model.patch_size"
+            )
+        # The rest of a transformer has no say in what can be masked.
+        model = ModelConfig(image_size=model.image_size, patch_size=model.patch_size)
     try:
         masking.check(model)
     except UserError as error:
@@ -249,12 +262,13 @@ def _model(section: Layer, data: DataConfig, title: str) -> tuple[str, ModelConf
     for key, setting in defaults.items():
         section.setdefault(key, setting)
     if isinstance(name, str) and name.startswith(TIMM_PREFIX):
-        ours = [key for key in list(section) if key not in TimmConfig.model_fields]
-        for key in ours:
+        transformer = name.removeprefix(TIMM_PREFIX).startswith(TRANSFORMERS)
+        for key in [key for key in section if key not in OF_EVERY_MODEL]:
             # What a lower layer said of our models does not concern timm's.
-            if section[key].rank >= chosen.rank:
+            if section[key].rank < chosen.rank:
+                del section[key]
+            elif not transformer or key not in TimmConfig.model_fields:
                 raise UserError(f"{section[key].place}: model.{key} does not apply to {name}")
-            del section[key]
         return name, _validated(TimmConfig, title, section)
     if not isinstance(name, str) or name not in PRESETS:
         raise UserError(

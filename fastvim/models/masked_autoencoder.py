@@ -7,8 +7,9 @@ Source: arXiv 2502.00594 (FastMaskVim) and arXiv 2111.06377 (masked autoencoders
 import torch
 from torch import Tensor, nn
 
+from fastvim.grid import TokenGrid
 from fastvim.models.backbone import Block, VisionMamba
-from fastvim.models.config import MaskingConfig, ModelConfig
+from fastvim.models.config import IMAGE_AXES, MaskingConfig, ModelConfig
 from fastvim.models.initialisation import initialise
 from fastvim.models.masking import kept_places
 
@@ -46,15 +47,24 @@ class Decoder(nn.Module):
 class MaskedAutoencoder(nn.Module):
     """Images (B, C, H, W) to (loss, pred, mask), as `forward` says.
 
-    `encoder` is a `VisionMamba` without a head, whose weights a classifier of the same
-    configuration takes as they are.
+    `encoder` is a `VisionMamba` without a head (made here unless given), whose weights a
+    classifier of the same configuration takes as they are.
     """
 
-    def __init__(self, config: ModelConfig, masking: MaskingConfig, seed: int = 0):
+    def __init__(
+        self,
+        config: ModelConfig,
+        masking: MaskingConfig,
+        seed: int = 0,
+        encoder: nn.Module | None = None,
+    ):
         super().__init__()
         masking.check(config)
         self.config, self.masking = config, masking
-        self.encoder = VisionMamba(config.model_copy(update={"num_classes": 0}), seed)
+        self.grid = TokenGrid(IMAGE_AXES, config.grid_size)
+        if encoder is None:
+            encoder = VisionMamba(config.model_copy(update={"num_classes": 0}), seed)
+        self.encoder = encoder
         # Fixed positions: a masked autoencoder has too few tokens to learn them.
         self.encoder.pos_embed = nn.Parameter(
             sincos_positions(config.grid_size, config.d_model)[None], requires_grad=False
@@ -73,7 +83,7 @@ class MaskedAutoencoder(nn.Module):
 
         `noise` (B, L) in [0, 1) decides what is kept. Drawn if not given.
         """
-        tokens = len(self.encoder.grid)
+        tokens = len(self.grid)
         if noise is None:
             noise = torch.rand(images.shape[0], tokens, device=images.device)
         kept = self.kept_places(noise)
@@ -93,19 +103,19 @@ class MaskedAutoencoder(nn.Module):
         places = {}
         for axis in set(encoder.schedule):
             pooled = None if axis == "None" else axis
-            layout = encoder.grid.layout(
+            layout = self.grid.layout(
                 pooled, encoder.config.scan_order, kept, self.masking.reverse_ids
             )
             divisor = None
             if pooled is not None and self.masking.pooling_divisor == "full":
-                divisor = encoder.grid.sizes[encoder.grid.axes.index(pooled)]
+                divisor = self.grid.sizes[self.grid.axes.index(pooled)]
             places[axis] = (layout, divisor)
         for block, axis in zip(encoder.blocks, encoder.schedule, strict=True):
             x = block(x, *places[axis])
         return encoder.norm(x)
 
     def _full_layout(self):
-        return self.encoder.grid.layout(None, self.config.scan_order)
+        return self.grid.layout(None, self.config.scan_order)
 
     def patches(self, images: Tensor) -> Tensor:
         """Images to patches (B, L, P), each in (row, column, channel) order."""
@@ -136,6 +146,7 @@ class MaskedAutoencoder(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, as the classifier's, and the mask token."""
+        # timm's optimiser exempts biases and norms by itself.
         names = {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
         exempt = ("A_log", "D", "bias", "conv_bias", "dt_bias", "mask_token", "pos_embed")
         return names | {

@@ -41,7 +41,7 @@ class Classification:
         one stream. Raises UserError where model and data do not fit together.
         """
         name, settings = fitted(model, dataset)
-        return _create(name, settings, seed)
+        return create(name, settings, seed)
 
     def targets(self, model: nn.Module, labels: Tensor, *draw: int) -> Tensor:
         """Labels (B,) as they are."""
@@ -108,10 +108,16 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _create(name: str, settings: dict, seed: int) -> nn.Module:
+def create(name: str, settings: dict, seed: int) -> nn.Module:
+    """A model with `settings` that `fitted` has completed. UserError where timm cannot build it."""
     if not name.startswith(TIMM_PREFIX):
         return create_model(name, seed=seed, **settings)
-    options = {_TIMM_NAMES.get(key, key): value for key, value in settings.items()}
+    options = {
+        _TIMM_NAMES.get(key, key): value for key, value in settings.items() if value is not None
+    }
+    if options.pop("class_token", None) == "none":
+        # Mean pooling of normalised tokens, as of a masked autoencoder's encoder.
+        options |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     image = torch.zeros(1, settings["in_channels"], *settings["image_size"])
     torch.manual_seed(seed)
     try:

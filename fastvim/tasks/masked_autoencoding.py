@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastvim.data.draws import Stream, generator
-from fastvim.errors import UserError
 from fastvim.models.config import MaskingConfig
 from fastvim.models.masked_autoencoder import MaskedAutoencoder
+from fastvim.models.masked_transformer import MaskedTransformer
 from fastvim.models.presets import resolve_config
-from fastvim.tasks.classification import Evaluation, fitted
+from fastvim.tasks.classification import TIMM_PREFIX, Evaluation, create, fitted
 
 PICTURED = 8
 SMALLEST_SIDE = 84
@@ -38,15 +38,16 @@ class MaskedAutoencoding:
         Raises UserError where model, masking and data do not fit together.
         """
         name, settings = fitted(model, dataset)
-        if name.startswith("timm/"):
-            raise UserError(f"model.name: {name}: timm's models cannot be masked autoencoders here")
+        if name.startswith(TIMM_PREFIX):
+            vit = create(name, settings, seed)
+            return MaskedTransformer(vit, self.masking, seed)
         return MaskedAutoencoder(resolve_config(name, settings), self.masking, seed)
 
     def targets(
         self, model: MaskedAutoencoder, labels: Tensor, seed: int, epoch: int, batch: int
     ) -> Tensor:
         """The noise (B, L) that decides what is kept: a function of seed, epoch and batch."""
-        tokens = len(model.encoder.grid)
+        tokens = len(model.grid)
         draws = generator(seed, epoch, Stream.MASKING, batch).random((len(labels), tokens))
         return torch.from_numpy(draws.astype(np.float32)).to(labels.device)
 
@@ -99,7 +100,7 @@ class MaskedAutoencoding:
 def _fixed_noise(model: MaskedAutoencoder, first: int, images: Tensor) -> Tensor:
     """The noise (B, L) of the images `first`, first + 1, ... of a split, the same in every run."""
     rows = [
-        generator(0, 0, Stream.MASKING_EVALUATION, place).random(len(model.encoder.grid))
+        generator(0, 0, Stream.MASKING_EVALUATION, place).random(len(model.grid))
         for place in range(first, first + len(images))
     ]
     return torch.from_numpy(np.stack(rows).astype(np.float32)).to(images.device)

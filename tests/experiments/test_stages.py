@@ -287,3 +287,19 @@ def test_train_makes_a_stage_alone(file, tmp_path):
     assert again.exit_code == 2 and "starts from no other run" in again.output
     plan = invoke(main, ["ablate", file(), "--dry-run", "-o", str(tmp_path / "out")])
     assert "pretraining-seed0" in plan.output, plan.output
+
+
+def test_a_transformer_goes_through_the_same_stages(file, tmp_path):
+    timm = "name: timm/vit_tiny_patch16_224, embed_dim: 32, depth: 1, num_heads: 2, patch_size: 4"
+    text = TEXT.replace("half: {model.pooling_scale: 0.5}", f"half: {{model: {{{timm}}}}}")
+    with pytest.raises(UserError, match=r"needs model\.class_token: none and a"):
+        make_plan(load(file(text)))
+    text = text.replace("name: timm", "class_token: none, name: timm")
+    plan = make_plan(load(file(text)), seeds="1", variants="half")
+    runs = identified_runs(plan)
+    (outcome,) = carry_out(runs, Store(tmp_path / "out"), quietly, lambda: False)
+    assert outcome.state == "done", outcome.message
+    assert runs[0].config.flat()["pretrained.model.embed_dim"] == 32
+    bad = text.replace("embed_dim: 32", "d_state: 8")
+    with pytest.raises(UserError, match=r"14:\d+: model.d_state does not apply to timm/vit_tiny"):
+        make_plan(load(file(bad)))

@@ -116,7 +116,7 @@ def test_micro_batches_do_not_change_what_is_removed(tmp_path):
     [
         ({}, MaskingConfig(mask_ratio=0.99), "mask_ratio: 0.99 keeps none of 49 tokens"),
         ({"name": "vim_femto"}, MASKING, "class_token: a masked autoencoder has none"),
-        ({"name": "timm/test_vit"}, MASKING, "timm/test_vit"),
+        ({"name": "timm/test_vit", "patch_size": 4}, MASKING, "set model.class_token: none"),
         ({"image_size": 32}, MASKING, r"model.image_size = \[32, 32\], but fashion-mnist-subset"),
     ],
 )
