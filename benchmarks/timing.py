@@ -1,0 +1,95 @@
+"""Interleaved timing for the benchmarks: every contender once a round, so drift hits all alike.
+
+Two clocks: the wall's, and the processor's (over all threads), which other programs on the machine
+disturb less.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fastvim.files import write_atomic
+from fastvim.kernels import native
+
+
+def arguments(description: str, rounds: int) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def machine() -> dict:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    return {
+        "processor": model,
+        "threads": torch.get_num_threads(),
+        "instructions": native.LIBRARY.fastvim_level().decode() if native.LIBRARY else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def interleave(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list]:
+    """(wall, processor) seconds of each contender in each round, after one round of warm-up."""
+    times: dict[str, list] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            run()
+            if turn:
+                times[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    return times
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
+    return {"median": middle, "quartiles": [low, high]}
+
+
+def compare(title: str, times: dict[str, list], ours: str) -> dict:
+    """Print and return the seconds of each contender and how many times faster `ours` is."""
+    print(f"\n{title}")
+    result = {"title": title, "ours": ours, "contenders": {}}
+    for name, seconds in times.items():
+        entry = {}
+        for i, clock in enumerate(("wall", "processor")):
+            entry[clock] = _spread([pair[i] for pair in seconds])
+            entry[f"{clock}_ratio"] = _spread(
+                [a[i] / b[i] for a, b in zip(seconds, times[ours], strict=True)]
+            )
+        result["contenders"][name] = entry
+        wall, ratio, processor = entry["wall"], entry["wall_ratio"], entry["processor_ratio"]
+        line = f"  {name:32} {wall['median'] * 1e3:9.2f} ms"
+        line += f" [{wall['quartiles'][0] * 1e3:.2f} to {wall['quartiles'][1] * 1e3:.2f}]"
+        if name != ours:
+            line += f"   {ratio['median']:.2f} x [{ratio['quartiles'][0]:.2f}"
+            line += f" to {ratio['quartiles'][1]:.2f}], processor {processor['median']:.2f} x"
+        print(line, flush=True)
+    return result
+
+
+def finish(results: list[dict], path: Path | None) -> None:
+    """Print the machine, and write everything as JSON if asked."""
+    print("\n" + ", ".join(f"{key} {value}" for key, value in machine().items()))
+    if path:
+        write_atomic(path, json.dumps({"machine": machine(), "results": results}, indent=1))
