@@ -96,11 +96,13 @@ def command(model, backbone, factors, seeds, ladder, minutes, sets, output):
         click.echo("Timing a few steps of each variant ...", err=True)
     plan, fit, earlier = prepare(request, output)
     said = "as fitted before" if earlier else "measured just now"
+    # --set may say otherwise than what fits.
+    steps = plan.variants[0].config.training.steps
     click.echo(
-        f"{len(plan.variants) * fit.seeds} runs of {plan.variants[0].config.training.steps} steps "
+        f"{len(plan.variants) * fit.seeds} runs of {steps} steps "
         f"({len(plan.variants)} variants with their learning rates "
         f"{', '.join(f'x{rung:g}' for rung in fit.ladder)}; {fit.seeds} seeds): "
-        f"about {duration(fit.seconds)} ({said}; budget {minutes:g} min)."
+        f"about {duration(fit.seconds(steps))} ({said}; budget {minutes:g} min)."
     )
     if (fit.seeds, fit.ladder) != (seeds, rungs):
         click.echo("The budget does not reach for all seeds and learning rates asked for.")

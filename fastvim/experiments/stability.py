@@ -100,12 +100,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Fit:
-    """What the time allows: optimiser steps of each run, seeds, and the ladder; and the time."""
+    """What the time allows: optimiser steps of each run, seeds, and the ladder.
+
+    `fixed` and `per_step` are measured seconds: beside the steps and for one, over all groups.
+    """
 
     steps: int
     seeds: int
     ladder: tuple[float, ...]
-    seconds: float
+    fixed: float = 0.0
+    per_step: float = 0.0
+
+    def seconds(self, steps: int) -> float:
+        """Seconds that all runs take with so many steps each."""
+        return self.seeds * len(self.ladder) * (self.fixed + steps * self.per_step)
 
 
 def variant_name(group: str, multiple: float) -> str:
@@ -185,7 +193,7 @@ def prepare(request: Request, output: Path) -> tuple[Plan, Fit, bool]:
         if not same:
             raise UserError(f"{output} holds a study with other options; choose another --output")
         return _plan(request, fit, output), fit, True
-    trial = Fit(LEAST_STEPS, request.seeds, request.ladder, 0.0)
+    trial = Fit(LEAST_STEPS, request.seeds, request.ladder)
     costs = _costs(_plan(request, trial, output), request)
     fit = fit_to(costs, request)
     plan = _plan(request, fit, output)
@@ -213,8 +221,7 @@ def fit_to(costs: Sequence[tuple[float, float]], request: Request) -> Fit:
         runs = seeds * len(ladder)
         steps = math.floor((available / runs - fixed) / per_step)
         if steps >= LEAST_STEPS:
-            steps = min(steps, MOST_STEPS)
-            return Fit(steps, seeds, ladder, runs * (fixed + steps * per_step))
+            return Fit(min(steps, MOST_STEPS), seeds, ladder, fixed, per_step)
     needed = (fixed + LEAST_STEPS * per_step) / SHARE / 60
     raise UserError(
         f"--budget {request.minutes:g}: not enough for {LEAST_STEPS} steps of each variant at one "
