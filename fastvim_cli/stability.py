@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from fastvim_cli.options import output_option
-
 
 @click.command("stability")
 @click.option(
@@ -57,7 +55,13 @@ from fastvim_cli.options import output_option
     metavar="KEY=VALUE",
     help="Change a value of every run, by dotted name. May be repeated.",
 )
-@output_option
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Output folder.  [default: results/stability-MODEL-BACKBONE-FACTORS]",
+)
 def command(model, backbone, factors, seeds, ladder, minutes, sets, output):
     """Train with and without the post-SSM norm over a ladder of learning rates.
 
