@@ -1,10 +1,13 @@
 """Which implementation of the operators runs: chosen per call, or forced.
 
-`FASTVIM_KERNELS=reference|cpu` in the environment (read at import), or
+`FASTVIM_KERNELS=reference|cpu|triton|mamba_ssm` in the environment (read at import), or
 `with use_backend("reference"):`, forces one; otherwise the fastest that takes the tensors runs.
 """
 
 import contextlib
+import functools
+import importlib.metadata
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ import torch
 from fastvim.errors import UserError, nearest
 from fastvim.kernels import native
 
-NAMES = ("reference", "cpu")
+NAMES = ("reference", "cpu", "triton", "mamba_ssm")
 ENVIRONMENT_VARIABLE = "FASTVIM_KERNELS"
 
 # A plain global, so that torch.compile can guard on it.
@@ -31,7 +34,62 @@ if native.REASON is not None and _forced is None:
 
 def available() -> dict[str, str | None]:
     """Every backend, with None if it works here, or the reason why it does not."""
-    return {"reference": None, "cpu": native.REASON}
+    return {
+        "reference": None,
+        "cpu": native.REASON,
+        "triton": _triton_reason(),
+        "mamba_ssm": _mamba_ssm_reason(),
+    }
+
+
+def _interpreted() -> bool:
+    """Whether Triton's kernels run on CPU tensors, one numpy call at a time, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# torch.compile takes the answer as it is when it traces.
+@torch.compiler.assume_constant_result
+@functools.cache
+def _triton_reason() -> str | None:
+    """Why the Triton kernels cannot run here; None if they can. Imports nothing of Triton."""
+    version = _version("triton") or _version("pytorch-triton")  # as nightly builds name it
+    if version is None:
+        return "Triton is not installed; it comes with torch for CUDA on Linux"
+    if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):
+        return f"Triton {version} is too old, 3.3 is needed; install torch 2.7 or newer"
+    if _interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return (
+            "no CUDA device; it needs an NVIDIA GPU of compute capability 8.0 or more "
+            "and a torch built for CUDA"
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return (
+            f"the GPU has compute capability {capability[0]}.{capability[1]}, 8.0 is needed "
+            "(A100 or newer)"
+        )
+    return None
+
+
+@functools.cache
+def _mamba_ssm_reason() -> str | None:
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        return (
+            "mamba-ssm with its CUDA extension is not installed; "
+            "on a machine with nvcc run pip install 'fastvim[mamba]'"
+        )
+    if _interpreted():
+        return "it needs a CUDA device, which TRITON_INTERPRET=1 does without"
+    return _triton_reason()
 
 
 def require(name: str, origin: str = ENVIRONMENT_VARIABLE) -> None:
@@ -59,14 +117,34 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(device_type: str, dtype: torch.dtype) -> str:
-    """The backend for tensors of this kind; UserError if a forced one cannot take them."""
-    fits = device_type == "cpu" and dtype in (torch.float32, torch.float64)
+    """The backend for tensors of this kind; UserError if a forced one cannot take them.
+
+    On a CUDA device that is `triton`: `mamba_ssm` is for comparisons, and runs only if forced.
+    """
     if _forced is None:
-        return "cpu" if fits and native.REASON is None else "reference"
+        if _takes("cpu", device_type, dtype) and native.REASON is None:
+            return "cpu"
+        if device_type == "cuda" and _takes("triton", device_type, dtype):
+            return "triton" if _triton_reason() is None else "reference"
+        return "reference"
     require(_forced)
-    if _forced == "cpu" and not fits:
+    if not _takes(_forced, device_type, dtype):
+        wanted = {
+            "cpu": "float32 and float64 tensors on the CPU",
+            "triton": "float32, bfloat16 and float16 tensors on a CUDA device",
+            "mamba_ssm": "float32, bfloat16 and float16 tensors on a CUDA device",
+        }
         raise UserError(
-            "kernel backend 'cpu' takes float32 and float64 tensors on the CPU, "
-            f"not {dtype} on {device_type}"
+            f"kernel backend {_forced!r} takes {wanted[_forced]}, not {dtype} on {device_type}"
         )
     return _forced
+
+
+def _takes(name: str, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether backend `name` computes tensors of this kind."""
+    if name == "reference":
+        return True
+    if name == "cpu":
+        return device_type == "cpu" and dtype in (torch.float32, torch.float64)
+    device_fits = device_type == "cuda" or (_interpreted() and device_type == "cpu")
+    return device_fits and dtype in (torch.float32, torch.bfloat16, torch.float16)

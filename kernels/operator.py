@@ -5,15 +5,15 @@ torch.compile and FLOP counters accept them. Axes are named in `reference.py`.
 """
 
 import contextlib
+import importlib
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from fastvim.kernels import backends, cpu, reference
+from fastvim.kernels import backends
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
 _WEIGHTS = len(MixerWeights._fields)
 
 
@@ -39,6 +39,11 @@ def selective_scan(
     backend = backends.choose(u.device.type, u.dtype)
     y, state = _selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
     return (y, state) if return_last_state else y
+
+
+def _implementation(backend: str) -> ModuleType:
+    """The module that computes; imported when first needed, because Triton's needs Triton."""
+    return importlib.import_module(f"fastvim.kernels.{backend}")
 
 
 def _no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
@@ -88,7 +93,7 @@ def _selective_scan(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     with _no_autocast(u):
-        return _IMPLEMENTATIONS[backend].selective_scan(
+        return _implementation(backend).selective_scan(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus
         )
 
@@ -117,7 +122,7 @@ def _selective_scan_backward(
 ) -> list[Tensor]:
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     with _no_autocast(u):
-        return _IMPLEMENTATIONS[backend].selective_scan_backward(
+        return _implementation(backend).selective_scan_backward(
             grad_y, grad_state, inputs, delta_softplus
         )
 
@@ -219,7 +224,7 @@ def _pooled_mixer(
     )
     layout = ScanLayout(order, steps, reverse_steps, n_steps)
     with _no_autocast(xz):
-        return _IMPLEMENTATIONS[backend].pooled_mixer(
+        return _implementation(backend).pooled_mixer(
             xz, weights, layout, pooling, scale, merge, gate, eps
         )
 
@@ -267,7 +272,7 @@ def _pooled_mixer_backward(
     layout = ScanLayout(order, steps, reverse_steps, n_steps)
     settings = {"pooling": pooling, "scale": scale, "merge": merge, "gate": gate, "eps": eps}
     with _no_autocast(xz):
-        return _IMPLEMENTATIONS[backend].pooled_mixer_backward(
+        return _implementation(backend).pooled_mixer_backward(
             grad_out, xz, weights, layout, pooled, scanned, **settings
         )
 

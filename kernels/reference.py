@@ -175,10 +175,10 @@ def selective_scan_backward(
         return selective_scan(*restored, delta_softplus=delta_softplus)
 
     present = [tensor for tensor in inputs if tensor is not None]
-    return _vector_jacobian_product(function, present, (grad_y, grad_state))
+    return vector_jacobian_product(function, present, (grad_y, grad_state))
 
 
-def _vector_jacobian_product(
+def vector_jacobian_product(
     function: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor], grads: tuple[Tensor, ...]
 ) -> list[Tensor]:
     """Gradients by running `function` again under autograd.
@@ -279,4 +279,4 @@ def pooled_mixer_backward(
         return pooled_mixer(xz, restored, layout, **settings)[:1]
 
     present = [xz, *(w for w in weights if w is not None)]
-    return _vector_jacobian_product(function, present, (grad_out,))
+    return vector_jacobian_product(function, present, (grad_out,))

@@ -1,0 +1,57 @@
+"""How the fused mixer's work is cut for a GPU: by a rule of the shape, the same on every GPU.
+
+Nothing is tuned by trying: the first call is as fast as the others, and a result does not depend
+on the device it was tuned on.
+"""
+
+from dataclasses import dataclass
+
+from fastvim.kernels.triton.launch import blocks, power_of_two
+
+_PROGRAMS = 512  # programs of 8 warps that fill the largest GPU more than once
+
+
+@dataclass(frozen=True)
+class MixerPlan:
+    """Tiles (tokens, channels) and warps of the two passes, and how much a program does."""
+
+    pool: tuple[int, int]  # one warp
+    tokens: int  # of a tile of pass two
+    segments: int  # blocks of channels in a row
+    block: int
+    warps: int
+    share: int  # tokens of a program of pass two
+    group: int  # of its backward: steps of a program (tokens where nothing is pooled)
+    parts: int  # programs that share a step
+    run: int  # tokens that a program of pass one's backward walks
+    run_block: int
+
+
+def plan_mixer(batch: int, length: int, channels: int, n_steps: int, pooled: bool) -> MixerPlan:
+    """Sizes for a shape; the same on every GPU, so that results are too."""
+    # A row of up to five blocks wastes little (384, 768 and 1536 channels are three, 2560 five)
+    # and leaves a thread at most six channels, so that they stay in registers.
+    block = max(64, power_of_two(blocks(channels, 5)))
+    segments = blocks(channels, block)
+    tokens = max(1, min(4, 6 // segments))
+    share = max(tokens, min(64, batch * length // _PROGRAMS))
+    if pooled:
+        parts = max(1, min(_PROGRAMS // (batch * n_steps), length // n_steps // tokens))
+        group = max(1, batch * n_steps // _PROGRAMS)
+    else:
+        parts, group = 1, max(tokens, min(256, batch * length // _PROGRAMS))
+    width = power_of_two(channels)
+    run_block = min(64, width)
+    run = batch * length * blocks(channels, run_block) // (4 * _PROGRAMS)
+    return MixerPlan(
+        pool=(4, min(128, width)),
+        tokens=tokens,
+        segments=segments,
+        block=block,
+        warps=min(16, block // (64 if segments <= 3 else 32)),
+        share=share,
+        group=min(group, 64) if pooled else group,
+        parts=parts,
+        run=max(16, min(256, run)),
+        run_block=run_block,
+    )
