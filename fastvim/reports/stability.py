@@ -56,8 +56,9 @@ def summarise(study: Study, request: Request) -> dict[str, Any]:
         for group in groups
     }
     everything = [run for group in runs.values() for run in group]
-    finals = [run["final_loss"] for run in everything if run["final_loss"] is not None]
-    best = min(finals) if finals else None
+    # Where no run got below the loss at initialisation, that is the best.
+    losses = [min(run["initial_loss"], _or_infinity(run["final_loss"])) for run in everything]
+    best = min(losses, default=None)
     first = variant_name(next(iter(groups)), ladder[0])
     variants = [_variant(group, found, ladder, best) for group, found in runs.items()]
     results = {

@@ -54,6 +54,7 @@ def test_the_table_and_the_results_tell_the_rates_apart(study):
         regret = min(wild["final_loss"] or 99, wild["initial_loss"]) - results["best_loss"]
         expected = (regret + calm["final_loss"] - results["best_loss"]) / 2
         assert variant["lr_sensitivity"] == pytest.approx(expected)
+        assert all(run["initial_loss"] >= results["best_loss"] for run in variant["runs"])
     assert sum(variant["spikes"] for variant in results["variants"]) > 0
     table = (folder / "table.md").read_text()
     assert table in output
