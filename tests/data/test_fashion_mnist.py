@@ -129,7 +129,7 @@ LABELS = struct.pack(">2I", 2049, 3) + bytes([3, 0, 9])
 
 
 def test_idx_files_are_read_plain_and_gzipped(tmp_path):
-    (tmp_path / "images.gz").write_bytes(gzip.compress(IMAGES[:-1] + b"\7"))
+    (tmp_path / "images.gz").write_bytes(gzip.compress(IMAGES[:-1] + b"\7", mtime=0))
     (tmp_path / "labels").write_bytes(LABELS)
     assert read_idx_images(tmp_path / "images.gz").shape == (3, 28, 28)
     assert read_idx_images(tmp_path / "images.gz")[2, 27, 27] == 7
@@ -139,7 +139,7 @@ def test_idx_files_are_read_plain_and_gzipped(tmp_path):
 @pytest.mark.parametrize(
     ("read", "name", "content", "words"),
     [
-        (read_idx_images, "file.gz", gzip.compress(IMAGES)[:-9], "cannot read"),
+        (read_idx_images, "file.gz", gzip.compress(IMAGES, mtime=0)[:-9], "cannot read"),
         (read_idx_images, "file.gz", b"not gzip at all", "cannot read"),
         (read_idx_images, "file", LABELS + IMAGES, "begins 2049, not 2051"),
         (read_idx_images, "file", IMAGES[:-1], "2367 bytes, its header promises 2368"),
