@@ -162,7 +162,7 @@ def test_interrupt_saves_and_says_how_to_go_on(expected, folder):
     result = here()
     thread.join()
     assert result.exit_code == 130, result.output
-    assert "Stopped; everything is saved. To go on: fastvim " in result.output
+    assert "Stopped; everything is saved. To go on: fastvim" in result.output
     assert not (folder / "out/x/results.json").exists()
     again = here()
     assert again.exit_code == 0, again.output

@@ -74,6 +74,8 @@ def test_tensorboard_prints_its_address_serves_the_runs_and_ends(output):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         address = re.search(r"http://\S+/", process.stdout.readline()).group()
