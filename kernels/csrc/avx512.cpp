@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "interface.h"
 
 #if defined(__x86_64__)
@@ -14,6 +18,7 @@
 #endif
 #define FASTVIM_LEVEL avx512
 #define FASTVIM_BYTES 64
+#define FASTVIM_EXP2  // this level has instructions for the parts of 2^x
 #include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

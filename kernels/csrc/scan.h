@@ -124,17 +124,23 @@ INLINE T* at(void* tensor, const int64_t stride[3], int64_t batch, int64_t chann
 }
 
 // `count` steps of one tile: h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t, y_t = C_t h_t.
-template <class T, bool FixedB, bool FixedC>
+// States is their number where the compiler should know it, so that they stay in registers, or 0.
+template <class T, bool FixedB, bool FixedC, int States>
 static void advance(const Vec<T>* __restrict delta, const Vec<T>* __restrict u,
-                    Vec<T>* __restrict y, Vec<T>* __restrict h, const Vec<T>* __restrict A,
+                    Vec<T>* __restrict y, Vec<T>* __restrict state, const Vec<T>* __restrict A,
                     const Vec<T>* fixed_B, const Vec<T>* fixed_C, ChunkMatrix<T> B,
                     ChunkMatrix<T> C, int count, int states) {
+  const int N = States ? States : states;
+  Vec<T> registers[States ? States : 1];
+  Vec<T>* h = States ? registers : state;
+  if (States)
+    for (int n = 0; n < N; ++n) h[n] = state[n];
   for (int t = 0; t < count; ++t) {
     const Vec<T> dt = delta[t], input = dt * u[t];
     const T *Bt = B.values + t * B.stride, *Ct = C.values + t * C.stride;
     Vec<T> out{};
-#pragma GCC unroll 4
-    for (int n = 0; n < states; ++n) {
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
       const Vec<T> b = FixedB ? fixed_B[n] : splat<T>(Bt[n]);
       const Vec<T> c = FixedC ? fixed_C[n] : splat<T>(Ct[n]);
       h[n] = exp2<T>(dt * A[n]) * h[n] + input * b;
@@ -142,6 +148,8 @@ static void advance(const Vec<T>* __restrict delta, const Vec<T>* __restrict u,
     }
     y[t] = out;
   }
+  if (States)
+    for (int n = 0; n < N; ++n) state[n] = h[n];
 }
 
 // delta with its bias and softplus; `raw`, before the softplus, where the backward needs it.
@@ -229,9 +237,10 @@ struct ScanForward {
                   at<T>(call.delta, call.delta_stride, batch, c, start), count, lanes);
     load_tile(local.u, at<T>(call.u, call.u_stride, batch, c, start), call.u_stride[1],
               call.u_stride[2], count, lanes);
-    advance<T, FixedB, FixedC>(local.delta, local.u, local.y, state, constants.A + first,
-                               constants.B + first, constants.C + first, B, C, count,
-                               int(call.states));
+    const auto step = call.states == 16 ? advance<T, FixedB, FixedC, 16>
+                                        : advance<T, FixedB, FixedC, 0>;
+    step(local.delta, local.u, local.y, state, constants.A + first, constants.B + first,
+         constants.C + first, B, C, count, int(call.states));
     if (call.D)
       for (int t = 0; t < count; ++t) local.y[t] += constants.D[tile] * local.u[t];
     if (call.z) {
