@@ -17,11 +17,12 @@ class MixerBackward(MixerLaunches):
 
     def finish_backward(
         self, grad_out: Tensor, scanned: Tensor, grad_xz: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """Pass two backwards: writes z's half of grad_xz.
 
         Returns the gradient of one direction's output in scan order (B, L, D), that of the scanned
-        steps (1 or 2, B, S, D), the directions sharing it or not, and of the norm (2, D).
+        steps (1 or 2, B, S, D), the directions sharing it or not, and those of the norm's weight
+        and bias (D,).
         """
         plan = self.plan
         units = self.n_steps if self.pooled else self.length
@@ -47,7 +48,9 @@ class MixerBackward(MixerLaunches):
             share=plan.group,
             parts=plan.parts,
         )
-        norm = None if norm is None else norm.sum(0)
+        if norm is not None:
+            # Two sums, not one of both: outputs of an operator must not share memory.
+            norm = norm[:, 0].sum(0), norm[:, 1].sum(0)
         if not self.pooled:
             return grad_merged, grad_merged[None], norm
         forward = sums if plan.parts == 1 else sums.sum(0, keepdim=True)
@@ -102,7 +105,7 @@ class MixerBackward(MixerLaunches):
             skip=self.weights.D,
             grad_merged=grad_merged,
             grad_pooled=grad_pooled,
-            pooled=pooled,
+            pooled=pooled if self.pooling == "max" else None,
             ties=ties,
             grad_x=grad_xz,
             grad_rows=rows,
@@ -178,7 +181,7 @@ def pooled_mixer_backward(
     if norm is not None:
         grads |= {"norm_weight": norm[0], "norm_bias": norm[1]}
     return [grad_xz] + [
-        # torch's optimisers and its checks expect gradients that are laid out as the weights.
+        # Copies of what shares memory, laid out as the weights.
         grads[name].to(weight.dtype).contiguous()
         for name, weight in weights._asdict().items()
         if weight is not None

@@ -37,12 +37,13 @@ def plan_mixer(batch: int, length: int, channels: int, n_steps: int, pooled: boo
     share = max(tokens, min(64, batch * length // _PROGRAMS))
     if pooled:
         parts = max(1, min(_PROGRAMS // (batch * n_steps), length // n_steps // tokens))
-        group = max(1, batch * n_steps // _PROGRAMS)
+        # Each program leaves rows for the norm's gradients: no more programs than fill a GPU.
+        group = blocks(batch * n_steps, _PROGRAMS * max(1, 8 * 64 // block))
     else:
         parts, group = 1, max(tokens, min(256, batch * length // _PROGRAMS))
     width = power_of_two(channels)
     run_block = min(64, width)
-    run = batch * length * blocks(channels, run_block) // (4 * _PROGRAMS)
+    run = batch * length * blocks(channels, run_block) // (2 * _PROGRAMS)
     return MixerPlan(
         pool=(4, min(128, width)),
         tokens=tokens,

@@ -139,8 +139,8 @@ class ScanLaunches:
         count, channels, _ = self.given.u.shape
         return self.given.u.new_empty(count, *middle, channels, dtype=torch.float32)
 
-    def forward(self, y, initial, states, decays, shift=0, tiles=False) -> None:
-        tile, block = self.plan.backward if tiles else self.plan.forward
+    def forward(self, y, initial, states, decays, shift=0) -> None:
+        tile, block = self.plan.forward
         launch(
             scan_kernels.scan_forward,
             self.grid(block),
@@ -156,7 +156,6 @@ class ScanLaunches:
             shift=shift,
             OUTPUT=y is not None,
             ENDS=decays is not None,
-            TILES=tiles,
             CARRIED=initial is not None,
             TILE=tile,
             BLOCK=block,

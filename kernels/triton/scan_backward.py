@@ -42,14 +42,14 @@ def scan_backward(
     grid = run.grid(block)
 
     initial, decays = run.initial_states()
-    states = run.empty(blocks(length, tile), n_states)
-    run.forward(None, initial, states, None, tiles=True)
-
-    carries = run.empty(chunks + 1, n_states)
-    if grad_state is None:
-        carries[:, -1].zero_()
-    else:
-        carries[:, -1].copy_(grad_state)
+    slots = max(1, blocks(length, tile) - 1)
+    carries = None
+    if chunks > 1 or grad_state is not None:
+        carries = run.empty(chunks + 1, n_states)
+        if grad_state is None:
+            carries[:, -1].zero_()
+        else:
+            carries[:, -1].copy_(grad_state)
     incoming = {
         "gy": grad_y,
         "gy_r": grad_y.stride(0),
@@ -87,7 +87,8 @@ def scan_backward(
         **run.inputs,
         **incoming,
         **strides("qdt", gu=grad_u, gdelta=grad_delta, gz=grad_z),
-        states=states,
+        initial=initial,
+        states=run.empty(slots, n_states),
         carries=carries,
         work=run.empty(chunks, n_states),
         gu=grad_u,
@@ -98,7 +99,9 @@ def scan_backward(
         gC=to_C,
         gskip=to_skip,
         gbias=to_bias,
-        slots=states.shape[1],
+        slots=slots,
+        CARRIED=initial is not None,
+        ENTERED=carries is not None,
         TILE=tile,
         BLOCK=block,
     )

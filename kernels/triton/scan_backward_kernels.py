@@ -75,19 +75,22 @@ def scan_adjoint_ends(
 
 @triton.jit(do_not_specialize=SIZES + STRIDES)
 def scan_backward(
-    u, delta, z, A, B, C, skip, bias, gy, states, carries, work,
+    u, delta, z, A, B, C, skip, bias, gy, initial, states, carries, work,
     gu, gdelta, gz, gA, gB, gC, gskip, gbias,
     u_q, u_d, u_t, delta_q, delta_d, delta_t, z_q, z_d, z_t,
     B_q, B_g, B_n, B_t, C_q, C_g, C_n, C_t, gy_q, gy_d, gy_t, gy_r,
     gu_q, gu_d, gu_t, gdelta_q, gdelta_d, gdelta_t, gz_q, gz_d, gz_t,
     sequences, channels, length, n_states, shared_B, shared_C, chunk, slots,
     SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr,
-    FIXED_B: tl.constexpr, FIXED_C: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    CARRIED: tl.constexpr, ENTERED: tl.constexpr, FIXED_B: tl.constexpr, FIXED_C: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a chunk, from its last tile to its first.
+    """Gradients of a chunk: a sweep that notes the state before each tile, then one back.
 
-    `states` (Q, slots, N, D) holds the state before each tile, `carries` (Q, C + 1, N, D) what
-    enters each chunk from the right (slot `chunk index + 1`); `work` (Q, C, N, D) is scratch.
+    From the left the chunk is entered by slot `chunk index` of `initial` (Q, C + 1, N, D) or, not
+    CARRIED, 0; from the right by slot `chunk index + 1` of `carries`, or, not ENTERED, 0.
+    `states` (Q, slots, N, D), a slot for each tile but the first, and `work` (Q, C, N, D) are
+    scratch.
     Sums over channels and time are left in parts, which the caller adds up: gA (Q, C, N, D);
     gB, gC (channel blocks, Q, L, N) with row strides gB_t, or (Q, C, N, D) where FIXED;
     gskip, gbias (Q, C, D).
@@ -105,13 +108,45 @@ def scan_backward(
     if HAS_BIAS:
         offset = tl.load(bias + direction * channels + d, mask=inside, other=0.0)[None, :]
     states_q = states + q * slots * n_states * channels + d
-    enter = carries + (q * (parts + 1) + part + 1) * n_states * channels + d
+    begin = (q * (parts + 1) + part) * n_states * channels + d
     whole = (q * parts + part) * n_states * channels + d
     block_rows = (tl.program_id(0) * tl.num_programs(1) + q) * length
     gy_base = direction * gy_r + (q % sequences) * gy_q
 
     first = part * chunk
     last = tl.minimum(first + chunk, length)
+    for start in range(first, last, TILE):
+        t = start + rows
+        mask = (t < last) & inside[None, :]
+        known = tl.minimum(t, length - 1)
+        place = tl.where(direction == 1, length - 1 - known, known)
+        _, dt = step_size(
+            delta, q * delta_q, delta_d, delta_t, offset, d[None, :], place, mask, SOFTPLUS
+        )
+        x = tl.load(u + q * u_q + d[None, :] * u_d + place * u_t, mask=mask, other=0.0)
+        x = x.to(tl.float32)
+        # The slot of this tile; the next tile's follows.
+        slot = states_q + (start // TILE - 1) * n_states * channels
+        at = tl.zeros([BLOCK], tl.int32) + start
+        for n in range(n_states):
+            h0 = tl.load(slot + n * channels, mask=inside & (at > first), other=0.0)
+            if CARRIED:
+                enter = initial + begin + n * channels
+                h0 += tl.load(enter, mask=inside & (at == first), other=0.0)
+            a = tl.exp2(dt * (tl.load(A_row + n) * LOG2_E)[None, :])
+            b = (
+                dt
+                * x
+                * state_row(
+                    B, q, B_q, B_g, B_n, B_t, shared_B, n, real, place, FIXED_B, TILE, BLOCK
+                )
+            )
+            b = tl.where(rows == 0, b + a * h0[None, :], b)
+            _, h = tl.associative_scan((a, b), 0, chain)
+            ends = tl.sum(tl.where(rows == TILE - 1, h, 0.0), axis=0)
+            tl.store(slot + (n_states + n) * channels, ends, mask=inside & (at + TILE < last))
+        tl.debug_barrier()
+
     tiles = tl.cdiv(last - first, TILE)
     sum_bias = tl.zeros([BLOCK], tl.float32)
     sum_skip = tl.zeros([BLOCK], tl.float32)
@@ -143,7 +178,9 @@ def scan_backward(
         y = tl.zeros([TILE, BLOCK], tl.float32)
         g_x = tl.zeros([TILE, BLOCK], tl.float32)
         g_dt = tl.zeros([TILE, BLOCK], tl.float32)
-        slot = states_q + (start // TILE) * n_states * channels
+        slot = states_q + (start // TILE - 1) * n_states * channels
+        starts = inside & (tl.zeros([BLOCK], tl.int32) + start == first)
+        follows = inside & (tl.zeros([BLOCK], tl.int32) + start > first)
         row = (block_rows + tl.where(direction == 1, length - 1 - start, start)) * n_states
         along = tl.arange(0, TILE)
         row_places = row + tl.where(direction == 1, -along, along) * n_states
@@ -153,8 +190,10 @@ def scan_backward(
             C_row = state_row(
                 C, q, C_q, C_g, C_n, C_t, shared_C, n, real, place, FIXED_C, TILE, BLOCK
             )
-            entering = tl.load(enter + n * channels, mask=begins, other=0.0)
-            entering += tl.load(work + whole + n * channels, mask=continues, other=0.0)
+            entering = tl.load(work + whole + n * channels, mask=continues, other=0.0)
+            if ENTERED:
+                enter = carries + begin + (n_states + n) * channels
+                entering += tl.load(enter, mask=begins, other=0.0)
             c = dy * C_row
             c = tl.where(rows == TILE - 1, c + entering[None, :], c)
             _, g = tl.associative_scan(
@@ -170,7 +209,9 @@ def scan_backward(
             b = dt * x * B_row
             g_x += g * dt * B_row
             g_dt += g * x * B_row
-            h0 = tl.load(slot + n * channels, mask=inside, other=0.0)
+            h0 = tl.load(slot + n * channels, mask=follows, other=0.0)
+            if CARRIED:
+                h0 += tl.load(initial + begin + n * channels, mask=starts, other=0.0)
             _, h = tl.associative_scan((a, tl.where(rows == 0, b + a * h0[None, :], b)), 0, chain)
             if HAS_Z:
                 y += h * C_row

@@ -77,15 +77,14 @@ def scan_forward(
     u_q, u_d, u_t, delta_q, delta_d, delta_t, z_q, z_d, z_t, y_q, y_d, y_t,
     B_q, B_g, B_n, B_t, C_q, C_g, C_n, C_t,
     sequences, channels, length, n_states, shared_B, shared_C, chunk, slots, shift,
-    OUTPUT: tl.constexpr, ENDS: tl.constexpr, TILES: tl.constexpr, CARRIED: tl.constexpr,
+    OUTPUT: tl.constexpr, ENDS: tl.constexpr, CARRIED: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_BIAS: tl.constexpr,
     FIXED_B: tl.constexpr, FIXED_C: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Scan each chunk, from slot `chunk index` of `initial` (Q, C + 1, N, D) or, not CARRIED, 0.
 
     OUTPUT writes y. The state after the chunk goes to slot `chunk index + shift` of `states`
-    (Q, slots, N, D) and, with ENDS, the sum of delta to `decays` (Q, C, D). With TILES, `states`
-    has a slot for each tile of the sequence instead, which gets the state before that tile.
+    (Q, slots, N, D) and, with ENDS, the sum of delta to `decays` (Q, C, D).
     `shared_B` and `shared_C` channels have one B and C; a direction has `sequences` sequences.
     """
     q = tl.program_id(1).to(tl.int64)
@@ -100,7 +99,7 @@ def scan_forward(
     if HAS_BIAS:
         offset = tl.load(bias + direction * channels + d, mask=inside, other=0.0)[None, :]
     begin = (q * (tl.num_programs(2) + 1) + part) * n_states * channels + d
-    states_q = states + q * slots * n_states * channels + d
+    slot = states + (q * slots + part + shift) * n_states * channels + d
 
     first = part * chunk
     last = tl.minimum(first + chunk, length)
@@ -118,12 +117,9 @@ def scan_forward(
         total += tl.sum(dt, axis=0)
         out = tl.zeros([TILE, BLOCK], tl.float32)
         # The state travels from tile to tile through memory: any number of states, no registers.
-        enter = start // TILE if TILES else part + shift
-        leave = enter + 1 if TILES else enter
         at = tl.zeros([BLOCK], tl.int32) + start
         begins = inside & (at == first)
         continues = inside & (at > first)
-        onward = inside & (at + TILE < last) if TILES else inside
         for n in range(n_states):
             a = tl.exp2(dt * (tl.load(A_row + n) * LOG2_E)[None, :])
             b = (
@@ -133,23 +129,17 @@ def scan_forward(
                     B, q, B_q, B_g, B_n, B_t, shared_B, n, real, place, FIXED_B, TILE, BLOCK
                 )
             )
-            entered = states_q + (enter * n_states + n) * channels
-            h0 = tl.load(entered, mask=continues, other=0.0)
+            h0 = tl.load(slot + n * channels, mask=continues, other=0.0)
             if CARRIED:
                 h0 += tl.load(initial + begin + n * channels, mask=begins, other=0.0)
-            if TILES:
-                tl.store(entered, h0, mask=begins)
             b = tl.where(rows == 0, b + a * h0[None, :], b)
             _, h = tl.associative_scan((a, b), 0, chain)
             if OUTPUT:
                 out += h * state_row(
                     C, q, C_q, C_g, C_n, C_t, shared_C, n, real, place, FIXED_C, TILE, BLOCK
                 )
-            tl.store(
-                states_q + (leave * n_states + n) * channels,
-                tl.sum(tl.where(rows == TILE - 1, h, 0.0), axis=0),
-                mask=onward,
-            )
+            ends = tl.sum(tl.where(rows == TILE - 1, h, 0.0), axis=0)
+            tl.store(slot + n * channels, ends, mask=inside)
         # The next tile reads the states that this one has just stored.
         tl.debug_barrier()
         if OUTPUT:
