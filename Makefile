@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint clean help
+.PHONY: demo test bench kernels-report lint clean help
 
 help:
 	@echo "make demo   set everything up and run the main job: fastvim ablate pooling-alternation"
 	@echo "make test   set everything up and run the tests"
 	@echo "make bench  run the benchmarks (minutes; they print ratios against a peer)"
+	@echo "make kernels-report   compile the GPU kernels without a GPU; registers, spills, bytes"
 	@echo "make lint   check format, style and types"
 
 demo: $(VENV)/installed
@@ -18,7 +19,10 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/installed
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out %/timing.py %/kernel_costs.py %/kernels_report.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+kernels-report: $(VENV)/installed
+	$(BIN)/python benchmarks/kernels_report.py
 
 lint: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet "ruff>=0.6" "mypy>=1.10"

@@ -3,9 +3,9 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from fastvim.kernels import use_backend
 
 from fastvim.errors import UserError
+from fastvim.kernels import use_backend
 from fastvim.models import create_model, resolve_config
 
 

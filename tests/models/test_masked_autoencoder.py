@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastvim.kernels import available, use_backend
 from safetensors import safe_open
 
+from fastvim.kernels import available, use_backend
 from fastvim.models import resolve_config
 from fastvim.models.backbone import VisionMamba
 from fastvim.models.checkpoints import from_official, to_official

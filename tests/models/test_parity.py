@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastvim.kernels import available, use_backend
 from safetensors import safe_open
 
 from fastvim.errors import UserError
+from fastvim.kernels import available, use_backend
 from fastvim.models import create_model
 from fastvim.models.checkpoints import from_official, to_official
 
