@@ -1,4 +1,4 @@
-"""The operators by Triton kernels, fused, forward and backward; see docs/kernels.md."""
+"""The operators by Triton kernels, fused, forward and backward."""
 
 from fastvim.kernels.triton.mixer import pooled_mixer
 from fastvim.kernels.triton.mixer_backward import pooled_mixer_backward
