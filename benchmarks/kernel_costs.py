@@ -51,12 +51,10 @@ def launch_cost(launch) -> Cost:
     moved = 0.0
     for argument, value in given.items():
         if isinstance(value, Tensor):
-            half = 0.5 if (name, argument) in HALVES else 1.0
-            moved += (
-                min(size(value), value.untyped_storage().nbytes())
-                * half
-                * (2 if (name, argument) in TWICE else 1)
-            )
+            # An expanded tensor is as large as its memory.
+            once = min(size(value), value.untyped_storage().nbytes())
+            share = 0.5 if (name, argument) in HALVES else 1.0
+            moved += once * share * (2 if (name, argument) in TWICE else 1)
     cost = Cost(bytes=moved)
     taps = given.get("K", 0)
     if "batch" in given:
@@ -102,10 +100,10 @@ class Operations(TorchDispatchMode):
         name = function.overloadpacket.__name__
         if name in VIEWS:
             return result
-        outputs = [t for t in (result if isinstance(result, (tuple, list)) else [result])]
+        outputs = result if isinstance(result, tuple | list) else [result]
         tensors = [t for t in (*args, *outputs) if isinstance(t, Tensor)]
         for listed in args:
-            if isinstance(listed, (tuple, list)):
+            if isinstance(listed, tuple | list):
                 tensors += [t for t in listed if isinstance(t, Tensor)]
         if name in ("copy_", "zero_", "fill_"):
             tensors = tensors[: 2 if name == "copy_" else 1]

@@ -88,6 +88,21 @@ def mixer_launches(
     return sizes, listed, listed_back, (forward.cost, backward.cost)
 
 
+def scan_launches(channels: int, length: int, gated: bool, dtype: torch.dtype) -> list[Launch]:
+    """The launches of `selective_scan` and its backward, with all options or the fewest."""
+
+    def empty(*shape: int):
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    sequence, matrix = empty(1, channels, length), empty(1, STATES, length)
+    options = (empty(channels), sequence, empty(channels)) if gated else (None, None, None)
+    given = (sequence, sequence, empty(channels, STATES), matrix, matrix, *options)
+    with list_launches() as listed:
+        y, state = kernels.selective_scan(*given, gated)
+        kernels.selective_scan_backward(y, state, given, gated)
+    return listed
+
+
 def compile_launch(launch: Launch, capability: int):
     """The compiled kernel, specialised as Triton would when launching it."""
     signature, constants, attributes = {}, {}, {}
@@ -233,21 +248,29 @@ def main() -> int:
     parser.add_argument("--models", default="tiny,base,huge")
     parser.add_argument("--sizes", default="224,1024,2048")
     parser.add_argument("--poolings", default="mean,none")
+    parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--targets", default="80,90,100")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     given = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
     targets = [int(target) for target in given.targets.split(",")]
+    dtypes = [getattr(torch, name) for name in given.dtypes.split(",")]
     mixers, tables = [], {}
     for model in given.models.split(","):
         for pixels in (int(size) for size in given.sizes.split(",")):
             for pooling in given.poolings.split(","):
                 mixers.append(mixer_row(model, pixels, pooling, torch.bfloat16))
-                _, forward, backward, _ = mixer_launches(model, pixels, pooling, torch.bfloat16)
-                title = f"{model}, {pixels} pixels, pooling {pooling}"
-                tables[title] = list(kernel_rows(forward + backward, targets))
-                print_kernels(title, tables[title], targets)
+                for dtype in dtypes:
+                    _, forward, backward, _ = mixer_launches(model, pixels, pooling, dtype)
+                    title = f"{model}, {pixels} pixels, pooling {pooling}, {dtype}"
+                    tables[title] = list(kernel_rows(forward + backward, targets))
+    for dtype in dtypes:
+        for gated in (True, False):
+            title = f"selective_scan, {'all' if gated else 'no'} options, {dtype}"
+            tables[title] = list(kernel_rows(scan_launches(1536, 16384, gated, dtype), targets))
+    for title, rows in tables.items():
+        print_kernels(title, rows, targets)
     print_mixers(mixers)
     if given.json:
         write_atomic(given.json, json.dumps({"mixers": mixers, "kernels": tables}, indent=1))

@@ -199,6 +199,7 @@ class MixerLaunches:
             mixer_kernels.finish_tokens,
             (blocks(self.length, self.plan.share), self.batch, 1),
             num_warps=self.plan.warps,
+            max_registers=64 if self.plan.segments <= 3 else 128,
             **self.finishing(scanned),
             out=out,
             share=self.plan.share,

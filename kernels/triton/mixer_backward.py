@@ -38,6 +38,7 @@ class MixerBackward(MixerLaunches):
             kernels.finish_backward,
             grid,
             num_warps=plan.warps,
+            max_registers=128,
             **self.finishing(scanned),
             **self.tables.arguments("members", "offsets"),
             grad_out=grad_out,

@@ -30,10 +30,10 @@ class MixerPlan:
 def plan_mixer(batch: int, length: int, channels: int, n_steps: int, pooled: bool) -> MixerPlan:
     """Sizes for a shape; the same on every GPU, so that results are too."""
     # A row of up to five blocks wastes little (384, 768 and 1536 channels are three, 2560 five)
-    # and leaves a thread at most six channels, so that they stay in registers.
+    # and leaves a thread at most six values of a tile, so that they stay in registers.
     block = max(64, power_of_two(blocks(channels, 5)))
     segments = blocks(channels, block)
-    tokens = max(1, min(4, 6 // segments))
+    tokens = max(1, 4 // segments)
     share = max(tokens, min(64, batch * length // _PROGRAMS))
     if pooled:
         parts = max(1, min(_PROGRAMS // (batch * n_steps), length // n_steps // tokens))

@@ -16,8 +16,7 @@ from fastvim.kernels.triton.launch import blocks, launch, power_of_two
 
 _WARPS = 1024  # enough to hide memory latency on the largest GPU (148 multiprocessors)
 _SHORTEST_CHUNK = 64  # steps; a shorter one costs more to carry than it gains
-# Left alone, the assembler spills a few bytes to get below a round number of registers.
-REGISTERS = 224
+REGISTERS = 224  # of a thread, at most
 
 
 @dataclass(frozen=True)

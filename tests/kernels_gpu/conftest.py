@@ -20,7 +20,7 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def scan_rows_at_a_time():
-    """Let the interpreter scan slices, as `check_scan.py` shows with the same result; gives its own.
+    """Let the interpreter scan slices; gives its own way, which `check_scan.py` compares.
 
     Its own way calls the combining function for each element, which takes a minute a test.
     """
