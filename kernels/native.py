@@ -81,8 +81,8 @@ _ENTRIES = {
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if not _PATH.exists():
         return None, (
-            "its C++ library was not built (no working compiler at install time); "
-            "install g++ or clang++, then install fastvim again"
+            "its C++ library was not built at install time (no compiler, or an error that "
+            "pip install -v shows); install g++ or clang++, then install fastvim again"
         )
     try:
         library = ctypes.CDLL(str(_PATH))

@@ -165,10 +165,10 @@ struct ScanBackward {
       const ChunkMatrix<T> B = chunk_B(item, k, local), C = chunk_C(item, k, local);
       for (int64_t tile = item.first_tile; tile < item.last_tile; ++tile) {
         load_inputs(item.batch, tile, k, local);
-        advance<T, FixedB, FixedC>(local.delta, local.u, local.y,
-                                   local.state + (tile - item.first_tile) * N,
-                                   constants.A + tile * N, constants.B + tile * N,
-                                   constants.C + tile * N, B, C, count_of(k), int(N));
+        const auto step = N == 16 ? advance<T, FixedB, FixedC, 16> : advance<T, FixedB, FixedC, 0>;
+        step(local.delta, local.u, local.y, local.state + (tile - item.first_tile) * N,
+             constants.A + tile * N, constants.B + tile * N, constants.C + tile * N, B, C,
+             count_of(k), int(N));
       }
     }
     for (int64_t tile = item.first_tile; tile < item.last_tile; ++tile) {
