@@ -41,15 +41,12 @@ def bare(recipe: Recipe) -> float:
         optimizer, recipe.steps, lr_min=recipe.min_lr, warmup_t=10, t_in_epochs=False
     )
     criterion = LabelSmoothingCrossEntropy(recipe.smoothing)
-    step = 0
-    for images, labels, _ in data.train_batches(0, 0, recipe.batch_size):
+    batches = data.train_batches(0, 0, recipe.batch_size)
+    for step, (images, labels, _) in zip(range(recipe.steps), batches, strict=False):
         schedule.step_update(step)
         optimizer.zero_grad()
         criterion(model(images), labels).backward()
         optimizer.step()
-        step += 1
-        if step == recipe.steps:
-            break
     model.eval()
     for split in ("validation", "test"):
         right = loss = 0.0
