@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from fastvim.analysis.intervals import SMALLEST_BOOTSTRAP, bootstrap_t_interval, t_interval
-from fastvim.analysis.multiple import holm, holm_levels
+from fastvim.analysis.multiple import holm, holm_levels, verdict_level
 from fastvim.errors import UserError, nearest
 
 Values = Mapping[int, float | None]
@@ -25,7 +25,9 @@ BOOTSTRAP_METHOD = "bootstrap-t, 9999 resamples"
 @dataclass(frozen=True)
 class Comparison:
     """variant - baseline on one metric, in the metric's units. What cannot be said is None, and
-    `notes` gives the reason. `interval` is the one to quote; `method` names it."""
+    `notes` gives the reason. `interval` is the one to quote; `method` names it. Verdicts are held
+    to `verdict_level`, that of the whole family, stricter than 1 - confidence; the Holm interval
+    excludes zero where Holm's procedure rejects at that level."""
 
     metric: str
     variant: str
@@ -47,6 +49,7 @@ class Comparison:
     diverged: dict[str, tuple[int, ...]]
     notes: tuple[str, ...]
     family: int = 1
+    verdict_level: float = 0.05
     p_holm: float | None = None
     holm_confidence: float | None = None
     holm_interval: tuple[float, float] | None = None
@@ -141,7 +144,7 @@ def paired_comparison(
                 effect = hedges_correction(n) * mean / sd
             bootstrap = _finite_bootstrap(differences, confidence, notes)
 
-    return Comparison(
+    found = Comparison(
         metric=metric,
         variant=variant_name,
         baseline=baseline_name,
@@ -167,10 +170,8 @@ def paired_comparison(
             "variant": tuple(s for s in sorted(right) if right[s] is None),
         },
         notes=tuple(notes),
-        p_holm=p_value,
-        holm_confidence=confidence if interval else None,
-        holm_interval=interval,
     )
+    return _corrected([found])[0]
 
 
 def compare_variants(
@@ -207,12 +208,22 @@ def compare_pairs(
         )
         for variant, baseline in pairs
     ]
+    return _corrected(found)
+
+
+def _corrected(found: list[Comparison]) -> list[Comparison]:
+    """The comparisons of one family with their `family`, `verdict_level` and Holm's figures."""
+    # One level for all, or Holm's procedure would not hold: that of the one judged strictest.
+    judged_at = min(
+        (verdict_level(len(c.seeds), len(found), 1 - c.confidence) for c in found), default=0.05
+    )
     p_values = {i: c.p_value for i, c in enumerate(found)}
-    adjusted, levels = holm(p_values), holm_levels(p_values, 1 - confidence)
+    adjusted, levels = holm(p_values), holm_levels(p_values, judged_at)
     return [
         replace(
             c,
             family=len(found),
+            verdict_level=judged_at,
             p_holm=adjusted[i],
             holm_confidence=1 - levels[i] if c.interval else None,
             holm_interval=c.interval_at(1 - levels[i]),

@@ -5,7 +5,8 @@ Rules, in order:
 2. At another scale than the claim's, only the direction can be judged, and only of a claim whose
    direction is meant to hold elsewhere (`transfers`). The words say so.
 3. Direction (`higher`, `lower`): the Holm-adjusted interval excludes "no difference" (0, or 1 for
-   a ratio) on the claimed side -> agrees; on the other side -> contradicted; else open.
+   a ratio) on the claimed side -> agrees; on the other side -> contradicted; else open. Alpha of
+   a difference is that of `multiple.verdict_level`, not of the interval that is quoted.
 4. Magnitude, at the same scale only: the interval at 1 - alpha / m (m comparisons) misses
    value +- tolerance -> contradicted. For `about`, it lies inside value +- tolerance ->
    consistent.
@@ -72,8 +73,7 @@ def judge_difference(claim: Claim, comparison: Comparison, scale: dict) -> Verdi
     `comparison` is of the claim's variant minus its baseline, corrected over its family
     (`compare_variants`); for kind `value`, of the variant against zero in every seed.
     """
-    alpha = 1 - comparison.confidence
-    n, m = len(comparison.seeds), comparison.family
+    n, m, alpha = len(comparison.seeds), comparison.family, comparison.verdict_level
     family = f", Holm-adjusted over {m} comparisons" if m > 1 else ""
     evidence = _Evidence(
         estimate=comparison.difference,
@@ -82,7 +82,7 @@ def judge_difference(claim: Claim, comparison: Comparison, scale: dict) -> Verdi
         strict=comparison.interval_at(1 - alpha / m),
         method=comparison.method,
         missing=comparison.notes[0] if comparison.notes else "no interval",
-        words=f"{n} seeds{family}",
+        words=f"{n} seeds{family}, judged at {100 * (1 - alpha):g} %",
         variant_diverged=bool(comparison.diverged["variant"]),
         baseline_diverged=bool(comparison.diverged["baseline"]),
     )

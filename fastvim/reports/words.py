@@ -53,7 +53,8 @@ def contrast_sentence(contrast: Mapping[str, Any]) -> str:
     family = f", Holm-corrected over {contrast['family']}" if contrast["family"] > 1 else ""
     evidence = (
         f"{100 * contrast['confidence']:g} % interval [{low}, {high}], "
-        f"{contrast['method']} over {seeds} seeds; {p_text(contrast['p_holm'])}{family}"
+        f"{contrast['method']} over {seeds} seeds; {p_text(contrast['p_holm'])}{family}, "
+        f"judged at {100 * (1 - contrast['verdict_level']):g} %"
     )
     if side(contrast) in (HIGHER, LOWER):
         return f"{pair}: {what} is {seen} ({evidence}). Chance alone seldom does this."
@@ -66,7 +67,7 @@ def contrast_sentence(contrast: Mapping[str, Any]) -> str:
 def _more_seeds(contrast: Mapping[str, Any]) -> str:
     if not contrast["sd"] or not contrast["difference"]:
         return ""
-    level = (1 - contrast["confidence"]) / contrast["family"]
+    level = contrast["verdict_level"] / contrast["family"]
     needed = seeds_needed(contrast["sd"], contrast["difference"], POWER, level)
     return (
         f"; if the true difference is as large as the one seen, {needed.note} would show it "

@@ -176,10 +176,11 @@ def test_holm_interval_excludes_zero_where_holm_rejects():
         values = {f"v{i}": by_seed(rng.normal(0.8 * i, 1, size=4)) for i in range(4)}
         for c in compare_variants(values, "v0", "top1").values():
             low, high = c.holm_interval
-            assert (low > 0 or high < 0) == (c.p_holm < 0.05)
+            assert c.verdict_level == pytest.approx(0.02)
+            assert (low > 0 or high < 0) == (c.p_holm < c.verdict_level)
             assert high - low >= c.interval[1] - c.interval[0]
             assert c.family == 3
-            rejected += c.p_holm < 0.05
+            rejected += c.p_holm < c.verdict_level
     assert 10 < rejected < 150
 
 

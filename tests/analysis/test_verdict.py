@@ -67,7 +67,7 @@ def test_same_scale_judges_the_magnitude_too():
 
 def test_unresolved_says_how_many_seeds():
     v = verdict([1.5, -0.5, 2.0, 0.5], QUICK)
-    assert v.verdict == "unresolved" and v.seeds_needed == 12
+    assert v.verdict == "unresolved" and v.seeds_needed == 14
     assert "published 1 points" in v.seeds_needed_note
     assert "4 seeds" in v.seeds_needed_note and "underestimated" in v.seeds_needed_note
     without = verdict([1.5, -0.5, 2.0, 0.5], QUICK, value=None, tolerance=None)

@@ -200,6 +200,7 @@ def contrast(**values):
         "p_holm": 0.01,
         "family": 2,
         "confidence": 0.95,
+        "verdict_level": 0.04,
         "method": "paired t",
         "seeds": [0, 1, 2],
         "sd": 1.0,
@@ -228,6 +229,7 @@ def test_sentences_claim_no_more_than_the_interval(values, side, says):
     assert words.side(found) == side
     sentence = words.contrast_sentence(found)
     assert says in sentence
+    assert ("judged at 96 %" in sentence) == (found["interval"] is not None)
     assert ("Chance alone seldom" in sentence) == (side in ("higher", "lower"))
 
 
