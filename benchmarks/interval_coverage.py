@@ -192,7 +192,9 @@ def power(families: int) -> list[dict]:
                 "true difference": str(true),
                 "seeds": n,
                 "variants": variants,
-                "at 95 %": np.mean([c.p_holm < 0.05 and c.difference > 0 for _, _, c in judged]),
+                "at 95 %": np.mean(
+                    [c.sd > 0 and c.p_holm < 0.05 and c.difference > 0 for _, _, c in judged]
+                ),
                 "verdicts": np.mean([v.verdict == "consistent" for _, v, _ in judged]),
             }
         )
