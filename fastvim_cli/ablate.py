@@ -17,13 +17,36 @@ from fastvim_cli.options import (
 )
 
 
+class Jobs(click.IntRange):
+    """A number of runs side by side, or `auto` (None)."""
+
+    name = "N or auto"
+
+    def __init__(self) -> None:
+        super().__init__(1, 64)
+
+    def convert(self, value, param, ctx):
+        """None for `auto`."""
+        return None if value == "auto" else super().convert(value, param, ctx)
+
+
 @click.command("ablate")
 @experiment_argument
 @plan_options
 @seeds_option
 @variants_option
 @output_option
-@click.option("--jobs", "-j", type=click.IntRange(1, 64), default=1, help="Runs side by side.")
+@click.option(
+    "--jobs",
+    "-j",
+    type=Jobs(),
+    default="auto",
+    envvar="FASTVIM_JOBS",
+    show_default=True,
+    show_envvar=True,
+    help="Runs side by side, the cores shared out. auto: one a core where all models are small "
+    "and there is no GPU, else one.",
+)
 @click.option("--dry-run", is_flag=True, help="Print every run with its state and time; no run.")
 def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs, dry_run):
     """Train every variant with every seed, and compare them on the test set.
@@ -42,17 +65,19 @@ def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs
     plan = planned(experiment, profile, sets, more, grid, seeds, variants)
     from fastvim.experiments.plan import identified_runs
     from fastvim.experiments.runner import every_run
+    from fastvim.experiments.sharing import choose_jobs
     from fastvim.experiments.store import Store
 
     store = Store(output or default_output(plan))
     runs = identified_runs(plan)
+    jobs = jobs or choose_jobs(runs)
     if dry_run:
-        _print_plan(plan, every_run(runs, store), store)
+        _print_plan(plan, every_run(runs, store), store, jobs)
         return
     sys.exit(_carry_out(plan, runs, store, jobs))
 
 
-def _print_plan(plan, runs, store) -> None:
+def _print_plan(plan, runs, store, jobs: int) -> None:
     from fastvim.experiments.estimate import estimate
     from fastvim_cli.display import console, duration, table
 
@@ -78,6 +103,18 @@ def _print_plan(plan, runs, store) -> None:
     left = duration(sum(known)) if known else ("nothing" if not estimates else "unknown")
     unknown = f" and {missing} of unknown time" if missing and known else ""
     out.print(f"{len(runs)} runs: {summary}. To train, one after the other: {left}{unknown}.")
+    if estimates:
+        out.print(f"{_sharing(jobs)}.")
+
+
+def _sharing(jobs: int) -> str:
+    import torch
+
+    from fastvim.experiments.workers import threads_each
+
+    threads = torch.get_num_threads() if jobs == 1 else threads_each(jobs)
+    each = f"{threads} thread{'s' * (threads != 1)} each"
+    return f"{jobs} at a time, {each}"
 
 
 def _carry_out(plan, runs, store, jobs: int) -> int:
@@ -97,6 +134,8 @@ def _carry_out(plan, runs, store, jobs: int) -> int:
     reused = sum(store.state(run) in FINAL for run in runs)
     stop = StopRequest()
     with RunProgress(len(runs), reused) as progress:
+        if reused < len(runs):
+            progress.say(f"To train: {len(runs) - reused} of {len(runs)} runs, {_sharing(jobs)}")
 
         def notify() -> None:
             progress.say("Stopping after this step; Ctrl-C again stops at once, unsaved.")

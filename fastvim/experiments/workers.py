@@ -47,6 +47,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads_each(jobs: int) -> int:
+    """Threads of each of `jobs` runs side by side."""
+    return max(1, cores() // jobs)
+
+
 def carry_out_with_jobs(
     runs: Sequence[Run],
     store: Store,
@@ -54,13 +59,17 @@ def carry_out_with_jobs(
     should_stop: Callable[[], bool],
     jobs: int,
 ) -> list[Outcome]:
-    """As `carry_out`, by `jobs` processes. A process that dies takes only its run with it."""
+    """As `carry_out`, by `jobs` processes. A process that dies takes only its run with it.
+
+    Each run has the threads of `threads_each(jobs)` even where fewer runs are left than `jobs`,
+    so that one that is taken up again ends with the same bits.
+    """
     failed_before = failures(store, runs)
     reused = {run.identity for run in runs if store.state(run) in FINAL}
     open_runs = [run for run in every_run(runs, store) if run.identity not in reused]
     pool = _Pool(store, open_runs, listen, failed_before)
     if open_runs:
-        pool.run(min(jobs, len(open_runs)), should_stop)
+        pool.run(min(jobs, len(open_runs)), threads_each(jobs), should_stop)
     # Every run has an outcome now; this reads them.
     finished = carry_out(runs, store, lambda event: None, should_stop, failed_before)
     return [
@@ -74,8 +83,7 @@ class _Pool:
         self.told: set[str] = set()
         self.events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
 
-    def run(self, jobs: int, should_stop: Callable[[], bool]) -> None:
-        threads = max(1, cores() // jobs)
+    def run(self, jobs: int, threads: int, should_stop: Callable[[], bool]) -> None:
         workers = [self._start(threads) for _ in range(jobs)]
         asked = False
         try:

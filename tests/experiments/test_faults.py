@@ -192,7 +192,7 @@ def test_jobs_survive_the_death_of_a_worker(expected, folder):
     again = elsewhere("--jobs", "2")
     _, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, err
-    # Sums over fewer threads differ in the last bits, so only the runs are the same.
+    # Sums over other numbers of threads differ in the last bits, so only the runs are the same.
     assert set(results(folder)) == set(expected[0])
 
 
