@@ -22,6 +22,7 @@ from fastvim.reports.tables import NAMES, markdown
 from fastvim.reports.words import answers
 from fastvim.stability import Episode
 from fastvim.stability.episodes import CLASSES
+from fastvim.training.recorder import recorded_summary
 
 # A leading dot keeps it from being taken for a run.
 VARIANTS = ".variants"
@@ -75,7 +76,10 @@ def _of_run(runs: list[StudyRun], differing: Mapping[str, list]) -> list[Record]
     last = int(result.get("steps") or 0)
     records += [(last, events.scalar(n, v)) for n, v in figures.items() if events.finite(v)]
     records += [
-        (int(episode.peak_step), events.text("loss spikes", _episode_text(episode)))
+        (
+            int(episode.peak_step),
+            events.text("loss spikes", _episode_text(episode, run.record.directory)),
+        )
         for episode in run.curves.episodes
     ]
     return records
@@ -87,14 +91,16 @@ def _hyperparameter(value: Any) -> str | float | bool:
     return float(value) if isinstance(value, int) else setting_text(value)
 
 
-def _episode_text(episode: Episode) -> str:
+def _episode_text(episode: Episode, directory: Path) -> str:
     height = "not finite"
     if math.isfinite(episode.height_value):
         height = f"{episode.height_value:.3g} above the trend ({episode.height:.1f} deviations)"
     back = "recovered" if episode.recovered else "not recovered"
+    cause = recorded_summary(directory, int(episode.start_step))
+    said = "" if cause is None else f"\n\nThe recorder: {cause}."
     return (
         f"steps {episode.start_step:g} to {episode.end_step:g}, peak at {episode.peak_step:g}: "
-        f"{height}, {back}. Class: {CLASSES[episode.kind]}."
+        f"{height}, {back}. Class: {CLASSES[episode.kind]}.{said}"
     )
 
 

@@ -16,6 +16,9 @@ from fastvim.training.recipe import Recipe
 from fastvim.training.state import STATE_FILE, Progress, save_state
 from fastvim.training.trainer import StepResult, Trainer
 
+# Points of each of the recorder's curves in TensorBoard, at most: there are hundreds of curves.
+RECORDER_POINTS = 200
+
 
 class Interrupted(Exception):
     """A run stopped because it was asked to; its state is saved and the next call goes on."""
@@ -56,6 +59,8 @@ class Loop:
         self.total = recipe.total_steps(self.per_epoch)
         # Reading a loss waits for the GPU, so there it is done for several steps at once.
         self._window = recipe.log_every if device.type == "cuda" else 1
+        points = math.ceil(self.total / RECORDER_POINTS / recipe.log_every)
+        self._recorder_every = max(1, points) * recipe.log_every
         self._pending: list[StepResult] = []
         # Of the pending batches, the places of their images in the split.
         self._places: list[Tensor] = []
@@ -201,6 +206,9 @@ class Loop:
         values = {f"train/{name}": row[name] for name in ("loss", "lr", "grad_norm")}
         if rate is not None:
             values["train/images_per_second"] = rate
+        recorder = self._trainer.recorder
+        if recorder is not None and row["step"] % self._recorder_every == 0:
+            values |= recorder.scalars()
         self._history.add_scalars(row["step"], values)
         self._tell("step", **row, images_per_second=rate, seconds=self.elapsed())
 

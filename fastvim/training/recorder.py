@@ -30,13 +30,17 @@ from fastvim.stability.episodes import NONFINITE, Event
 
 FOLDER = "episodes"
 RING = 64
-# Delta is computed again, so only for the first images of a forward pass.
-DELTA_IMAGES = 2
+# Delta and the state are computed again, so only for the first images of a forward pass...
+REPEATED_IMAGES = 2
+# ... and the state for this many channels, evenly spaced, and after the last step of each
+# direction alone: no kernel keeps the states, and all of them would be the costliest tensor.
+STATE_CHANNELS = 32
 # The update-to-weight ratio is taken over the first entries of every parameter.
 SAMPLE = 4096
 # In the order in which a block computes them.
 TENSORS = (
     "delta",
+    "state",
     "scan output before the norm",
     "scan output after the norm and the gate",
     "residual",
@@ -47,6 +51,8 @@ WHOLE = (
     Quantity("gradient norm"),
     Quantity("update-to-weight ratio"),
 )
+# Already in history.csv and TensorBoard.
+LOGGED = ("loss", "gradient norm")
 # Rows of an episode's file that are spelt out.
 RANKED = 20
 
@@ -131,6 +137,13 @@ class Recorder:
             for event in self._detector.update(step, float(row[-len(WHOLE)])):
                 self._write(event)
 
+    def scalars(self) -> dict[str, float]:
+        """The last step's values under TensorBoard's tags, one group a quantity."""
+        if not self._steps:
+            return {}
+        pairs = zip(self.quantities, self._values[-1].tolist(), strict=True)
+        return {_tag(quantity): value for quantity, value in pairs if quantity.name not in LOGGED}
+
     def finish(self) -> None:
         """The run is over: an episode that has not ended is closed as it stands."""
         for event in self._detector.finish():
@@ -167,7 +180,7 @@ class Recorder:
     def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
         if self._watching:
             with torch.no_grad():
-                for tensor in (_delta(mixer, pooled[:, :DELTA_IMAGES]), scanned, gated):
+                for tensor in (*_delta_and_state(mixer, pooled), scanned, gated):
                     self._measure(tensor)
 
     def _observe_block(self, block: Block, inputs: tuple, output: Tensor) -> None:
@@ -218,15 +231,48 @@ class Recorder:
         }
 
 
+def recorded_summary(directory: Path, start_step: int) -> str | None:
+    """What the recorder says of the episode of the run in `directory` that began there, or None
+    where nothing was recorded or nothing left its past."""
+    try:
+        text = (directory / FOLDER / f"{start_step}.json").read_text(encoding="utf-8")
+        return json.loads(text)["summary"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _tag(quantity: Quantity) -> str:
+    """`recorder/scan_output_before_the_norm_rms/block03`: sorts by block."""
+    name = f"{quantity.name} {quantity.statistic}".strip().replace(" ", "_").replace("-", "_")
+    block = "" if quantity.block is None else f"/block{quantity.block:02d}"
+    return f"recorder/{name}{block}"
+
+
 def _plain(value: np.float32) -> float | str:
     """Six digits; JSON has no NaN and no infinity, so these are text."""
     return float(f"{value:.6g}") if np.isfinite(value) else str(value)
 
 
-def _delta(mixer: Mixer, pooled: Tensor) -> Tensor:
-    """Delta (2, B, S, D) of both directions, as the scan computes it from pooled (2, B, S, D)."""
-    with torch.autocast(pooled.device.type, enabled=False):
-        rank = mixer.dt_proj.shape[2]
-        low = pooled.flatten(1, 2) @ mixer.x_proj[:, :rank].to(pooled.dtype).transpose(1, 2)
-        step = low @ mixer.dt_proj.to(pooled.dtype).transpose(1, 2)
-        return F.softplus(step + mixer.dt_bias.to(pooled.dtype)[:, None])
+def _delta_and_state(mixer: Mixer, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Delta (2, b, S, D) and the last states (2, b, c, N) of the scans of pooled (2, B, S, D).
+
+    The recurrence h_s = exp(delta_s A) h_{s-1} + delta_s B_s u_s has the closed form
+    h_S = sum over s of exp(A (delta_{s+1} + ... + delta_S)) delta_s B_s u_s, which needs no loop
+    over the steps. The reverse direction ends at step 0.
+    """
+    u = pooled[:, :REPEATED_IMAGES]
+    with torch.autocast(u.device.type, enabled=False):
+        rank, states = mixer.dt_proj.shape[2], mixer.A_log.shape[2]
+        x_proj = mixer.x_proj[:, : rank + states].to(u.dtype)
+        projected = u.flatten(1, 2) @ x_proj.transpose(1, 2)
+        delta = projected[..., :rank] @ mixer.dt_proj.to(u.dtype).transpose(1, 2)
+        delta = F.softplus(delta + mixer.dt_bias.to(u.dtype)[:, None]).view(u.shape)
+        B = projected[..., rank:].unflatten(1, u.shape[1:3])
+        some = slice(None, None, max(1, u.shape[3] // STATE_CHANNELS))
+        lengths = delta[..., some].float()
+        passed = lengths.cumsum(2)
+        after = torch.stack([passed[0, :, -1:] - passed[0], passed[1] - lengths[1]])
+        A = -torch.exp(mixer.A_log[:, None, None, some])
+        decay = torch.exp(after.clamp(min=0)[..., None] * A)
+        entered = (lengths * u[..., some])[..., None] * B[..., None, :]
+        return delta, (decay * entered).sum(2)

@@ -1,5 +1,6 @@
 """What TensorBoard reads, read back with TensorBoard's own reader."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -118,10 +119,14 @@ def test_a_divergence_and_a_spike_are_marked_as_text(board, tmp_path):
     loss[120:124] += (1.0, 3.0, 2.0, 0.5)
     curves = replace(hot.curves, episodes=tuple(detect(steps.tolist(), loss.tolist())))
     directory = shutil.copytree(hot.record.directory, tmp_path / "out" / "runs" / "run")
+    (directory / "episodes").mkdir()
+    said = json.dumps({"summary": "block 1, state (rms), grew 9-fold"})
+    (directory / "episodes" / f"{curves.episodes[0].start_step:g}.json").write_text(said)
     run = replace(hot, curves=curves, record=replace(hot.record, directory=directory))
     write_board(replace(study, runs=(run,)), tmp_path / "out")
     ((step, text),) = texts(read(directory), "loss spikes")
     assert step == 122 and "recovered" in text
+    assert text.endswith("The recorder: block 1, state (rms), grew 9-fold.")
 
 
 def test_writing_again_changes_nothing_and_piles_nothing_up(output):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastvim.models import create_model
 from fastvim.training import devices
-from fastvim.training.recorder import DELTA_IMAGES, Recorder
+from fastvim.training.recorder import REPEATED_IMAGES, STATE_CHANNELS, Recorder
 from fastvim.training.run import Interrupted, train_run
 
 CPU = torch.device("cpu")
@@ -150,11 +151,56 @@ def test_delta_is_what_the_scan_uses(tmp_path):
     recorder = Recorder(model, tmp_path)
     recorder.before_step()
     with recorder.watching():
-        loss = model(torch.randn(2 * DELTA_IMAGES, 1, 28, 28)).sum()
+        loss = model(torch.randn(2 * REPEATED_IMAGES, 1, 28, 28)).sum()
     recorder.after_step(loss.detach(), torch.tensor(1.0))
     recorder.read(1, [torch.arange(8)])
     expected = np.log1p(np.exp(0.7))
     assert recorder._values[0, :2] == pytest.approx([expected, expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fastvim_femto", "vim_femto"])
+def test_the_state_is_the_scans_last(name, tmp_path):
+    """Against the recurrence itself, step by step, in both directions."""
+    model, seen = create_model(name, **SMALL), {}
+    recorder, mixer = Recorder(model, tmp_path), model.blocks[1].mixer
+    observe = mixer.observer
+    mixer.observer = lambda *a: (seen.update(pooled=a[1].detach()), observe(*a))
+    with torch.no_grad():
+        mixer.dt_bias += 3  # Long steps: the decay matters.
+    recorder.before_step()
+    with recorder.watching():
+        loss = model(torch.randn(2 * REPEATED_IMAGES, 1, 28, 28)).sum()
+    recorder.after_step(loss.detach(), torch.tensor(1.0))
+    recorder.read(1, [torch.arange(4)])
+    weights, states = mixer.weights(), []
+    rank, n = mixer.dt_proj.shape[2], mixer.A_log.shape[2]
+    for direction in (0, 1):
+        u = seen["pooled"][direction, :REPEATED_IMAGES].double()
+        u = u.flip(1) if direction else u
+        dt, B, _ = (u @ weights.x_proj[direction].double().T).split([rank, n, n], dim=2)
+        delta = F.softplus(dt @ weights.dt_proj[direction].double().T + weights.dt_bias[direction])
+        h = torch.zeros(*u[:, 0].shape, n, dtype=torch.float64)
+        for s in range(u.shape[1]):
+            decay = torch.exp(delta[:, s, :, None] * weights.A[direction])
+            h = decay * h + (delta[:, s] * u[:, s])[..., None] * B[:, s, None]
+        states.append(h[:, :: max(1, u.shape[2] // STATE_CHANNELS)])
+    states = torch.stack(states).detach()
+    values = dict(zip(map(str, recorder.quantities), recorder._values[0], strict=True))
+    rms, top = states.square().mean().sqrt().item(), states.abs().max().item()
+    assert values["block 1, state (rms)"] == pytest.approx(rms, rel=1e-4)
+    assert values["block 1, state (maximum)"] == pytest.approx(top, rel=1e-4)
+
+
+def test_tensorboard_has_every_block_under_its_quantity(settings, tmp_path):
+    train_run(**settings(recorder=True, epochs=1, warmup_epochs=0), directory=tmp_path)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    tags = [tag for tag in board.Tags()["scalars"] if tag.startswith("recorder/state_rms/")]
+    depth = len(create_model("fastvim_femto", patch_size=7).blocks)
+    assert tags == [f"recorder/state_rms/block{block:02d}" for block in range(depth)]
+    points = board.Scalars("recorder/scan_output_before_the_norm_maximum/block00")
+    assert [point.step for point in points] == [2, 4, 6]
+    assert all(point.value > 0 for point in points)
+    assert "recorder/update_to_weight_ratio" in board.Tags()["scalars"]
 
 
 def test_recording_changes_nothing_and_a_resumed_run_writes_the_same(tmp_path, settings, outcome):
