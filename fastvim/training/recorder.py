@@ -163,9 +163,11 @@ class Recorder:
         """Go on from `state` and the (steps, losses) of the history, (n, 2)."""
         # The losses were single precision before they were written.
         self._detector.extend(losses[:, 0], losses[:, 1].astype(np.float32))
-        if "recorder_steps" in state:
+        known = state.get("recorder_values")
+        # A state of a version that recorded other quantities: the ring fills again.
+        if known is not None and known.shape[1] == len(self.quantities):
             self._steps = state["recorder_steps"].tolist()
-            self._values = state["recorder_values"].numpy()
+            self._values = known.numpy()
             self._samples = list(state["recorder_samples"])
 
     def start_afresh(self) -> None:

@@ -203,6 +203,19 @@ def test_tensorboard_has_every_block_under_its_quantity(settings, tmp_path):
     assert "recorder/update_to_weight_ratio" in board.Tags()["scalars"]
 
 
+def test_a_state_with_fewer_quantities_leaves_the_ring_empty(tmp_path):
+    recorder = Recorder(create_model("fastvim_femto", **SMALL), tmp_path)
+    older = {
+        "recorder_steps": torch.arange(1, 4),
+        "recorder_values": torch.ones(3, len(recorder.quantities) - 2),
+        "recorder_samples": torch.zeros(3, 16, dtype=torch.long),
+    }
+    recorder.resume(older, np.array([[1, 2.0], [2, 2.0], [3, 2.0]]))
+    recorder.before_step()
+    recorder.after_step(torch.tensor(2.0), torch.tensor(1.0))
+    assert recorder.state() == {}
+
+
 def test_recording_changes_nothing_and_a_resumed_run_writes_the_same(tmp_path, settings, outcome):
     """A divergence that is real: momentum, no norm, and a rate that rises without end."""
     wild = {"lr": 10.0, "optimizer": "momentum", "epochs": 6, "warmup_epochs": 5.9}
