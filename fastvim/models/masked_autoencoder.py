@@ -5,6 +5,7 @@ Source: arXiv 2502.00594 (FastMaskVim) and arXiv 2111.06377 (masked autoencoders
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvim.grid import TokenGrid
@@ -98,8 +99,7 @@ class MaskedAutoencoder(nn.Module):
     def encode(self, images: Tensor, kept: Tensor) -> Tensor:
         """Normalised tokens (B, K, d_model) of the kept places."""
         encoder = self.encoder
-        x = encoder.embed(images)
-        x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
+        x = self.embed_kept(images, kept, encoder.patch_embed) + encoder.pos_embed[0, kept]
         places = {}
         for axis in set(encoder.schedule):
             pooled = None if axis == "None" else axis
@@ -114,14 +114,35 @@ class MaskedAutoencoder(nn.Module):
             x = block(x, *places[axis])
         return encoder.norm(x)
 
+    def embed_kept(self, images: Tensor, kept: Tensor, projection: nn.Conv2d) -> Tensor:
+        """`projection` of the kept patches (B, K, width), without positions.
+
+        Only these are projected: the convolution's kernel is its stride, so that it is a matrix.
+        """
+        batch = torch.arange(len(kept), device=kept.device)[:, None]
+        width = self.config.grid_size[1]
+        patches = self._on_grid(images)[batch, kept // width, kept % width]
+        weight = projection.weight.permute(0, 2, 3, 1)
+        return F.linear(patches.flatten(2), weight.flatten(1), projection.bias)
+
     def _full_layout(self):
         return self.grid.layout(None, self.config.scan_order)
 
     def patches(self, images: Tensor) -> Tensor:
         """Images to patches (B, L, P), each in (row, column, channel) order."""
-        (rows, cols), (height, width) = self.config.patch_size, self.config.grid_size
+        return self._on_grid(images).flatten(3).flatten(1, 2)
+
+    def _on_grid(self, images: Tensor) -> Tensor:
+        """Images as (B, grid rows, grid columns, patch rows, patch columns, C), a view."""
+        config = self.config
+        if tuple(images.shape[1:]) != (config.in_channels, *config.image_size):
+            raise ValueError(
+                f"images are {tuple(images.shape[1:])}; this model takes "
+                f"{(config.in_channels, *config.image_size)}"
+            )
+        (rows, cols), (height, width) = config.patch_size, config.grid_size
         x = images.reshape(images.shape[0], -1, height, rows, width, cols)
-        return x.permute(0, 2, 4, 3, 5, 1).reshape(images.shape[0], height * width, -1)
+        return x.permute(0, 2, 4, 3, 5, 1)
 
     def unpatched(self, patches: Tensor) -> Tensor:
         """Images of patches (B, L, P): the inverse of `patches`."""

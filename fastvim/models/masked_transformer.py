@@ -47,6 +47,6 @@ class MaskedTransformer(MaskedAutoencoder):
     def encode(self, images: Tensor, kept: Tensor) -> Tensor:
         """Normalised tokens (B, K, d_model) of the kept places."""
         vit = self.encoder
-        x = vit.patch_embed(images) + vit.pos_embed
-        x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
+        x = self.embed_kept(images, kept, vit.patch_embed.proj)
+        x = vit.patch_embed.norm(x) + vit.pos_embed[0, kept]
         return vit.norm(vit.blocks(vit.norm_pre(x)))

@@ -81,6 +81,25 @@ def test_reversing_the_grid_and_the_directions(reverse_ids, equivariant):
     assert torch.allclose(tokens, reversed_tokens, rtol=1e-9, atol=1e-11) == equivariant
 
 
+def test_images_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(1, 16, 12\); this model takes \(1, 12, 16\)"):
+        autoencoder()(images().transpose(2, 3))
+
+
+def test_kept_patches_are_embedded_as_by_the_convolution():
+    """Patches that are not square, of several channels: the order inside a patch counts."""
+    config = resolve_config(
+        "fastvim_femto", {"image_size": [12, 16], "patch_size": [3, 4], "in_channels": 3}
+    )
+    model = MaskedAutoencoder(config, MaskingConfig(decoder_width=32, decoder_depth=1)).double()
+    x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    kept = torch.tensor([[0, 5, 6], [2, 3, 15]])
+    every = model.encoder.patch_embed(x).flatten(2).transpose(1, 2)
+    expected = every.gather(1, kept[..., None].expand(-1, -1, every.shape[2]))
+    found = model.embed_kept(x, kept, model.encoder.patch_embed)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_keeping_everything_is_the_classifier_backbone():
     model = autoencoder(mask_ratio=0.0)
     backbone = VisionMamba(model.encoder.config).double()
