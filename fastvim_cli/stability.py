@@ -1,13 +1,14 @@
 """`fastvim stability`: where training becomes unstable, with and without the norm."""
 
-import shlex
 import sys
 from pathlib import Path
 
 import click
 
+from fastvim_cli.stability_threshold import threshold
 
-@click.command("stability")
+
+@click.group("stability", invoke_without_command=True)
 @click.option(
     "--model",
     "-m",
@@ -62,7 +63,8 @@ import click
     metavar="DIR",
     help="Output folder.  [default: results/stability-MODEL-BACKBONE-FACTORS]",
 )
-def command(model, backbone, factors, seeds, ladder, minutes, sets, output):
+@click.pass_context
+def command(ctx, model, backbone, factors, seeds, ladder, minutes, sets, output):
     """Train with and without the post-SSM norm over a ladder of learning rates.
 
     Large models are unstable at the rates that small ones take; small ones show the same at
@@ -74,11 +76,17 @@ def command(model, backbone, factors, seeds, ladder, minutes, sets, output):
     Examples:
       fastvim stability --model b
       fastvim stability --model fastvim_pico --backbone vim --factor norm --factor precision
+      fastvim stability threshold --vary size
     """
     from fastvim.errors import UserError
     from fastvim.experiments.stability import BACKBONES, REQUEST_FILE, Request, prepare
+    from fastvim.reports.stability import write_stability
     from fastvim_cli.display import duration
+    from fastvim_cli.study_runs import carry_out_study
+    from fastvim_cli.tables import print_written
 
+    if ctx.invoked_subcommand is not None:
+        return
     try:
         rungs = tuple(sorted({float(part) for part in ladder.split(",") if part.strip()}))
     except ValueError:
@@ -110,49 +118,12 @@ def command(model, backbone, factors, seeds, ladder, minutes, sets, output):
     )
     if (fit.seeds, fit.ladder) != (seeds, rungs):
         click.echo("The budget does not reach for all seeds and learning rates asked for.")
-    sys.exit(_carry_out(plan, request, output))
+    study, code = carry_out_study(plan, output)
+    if study is not None:
+        text, written = write_stability(study, request, output)
+        click.echo(text)
+        print_written(output, written)
+    sys.exit(code)
 
 
-def _carry_out(plan, request, folder: Path) -> int:
-    from fastvim.experiments.plan import identified_runs
-    from fastvim.experiments.record import write_plan
-    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
-    from fastvim.experiments.stability import RUNS_FOLDER
-    from fastvim.experiments.store import FINAL, Store
-    from fastvim.reports.stability import write_stability
-    from fastvim.reports.study import read_study
-    from fastvim.reports.tensorboard import write_board
-    from fastvim.training.state import WEIGHTS_FILE
-    from fastvim_cli.display import RunProgress
-    from fastvim_cli.tables import print_written
-
-    # The runs have a folder of their own, which `fastvim report` understands.
-    output = folder / RUNS_FOLDER
-    store, runs = Store(output), identified_runs(plan)
-    this_command = shlex.join(["fastvim", *sys.argv[1:]])
-    write_plan(output, plan, runs, this_command)
-    stop = StopRequest()
-    with RunProgress(len(runs), sum(store.state(run) in FINAL for run in runs)) as progress:
-
-        def listen(event: dict) -> None:
-            progress(event)
-            if event["event"] == "end":
-                # Hundreds of megabytes each at the real sizes, of models hardly trained.
-                (event["outcome"].directory / WEIGHTS_FILE).unlink(missing_ok=True)
-
-        try:
-            with stop.listening(lambda: progress.say("Stopping after this step.")):
-                outcomes = carry_out(runs, store, listen, stop)
-        except Stopped:
-            progress.say(f"Stopped; everything is saved. To go on: {this_command}")
-            return 128 + (stop.signal or 2)
-    study = read_study(output)
-    write_board(study, output)
-    text, written = write_stability(study, request, folder)
-    click.echo(text)
-    print_written(folder, written)
-    for outcome in outcomes:
-        if outcome.state == "failed":
-            click.echo(f"{outcome.run.name} failed: {outcome.message}", err=True)
-    # A run that diverged is a result here.
-    return int(any(outcome.state == "failed" for outcome in outcomes))
+command.add_command(threshold)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 
@@ -61,6 +62,48 @@ TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What the time allows: optimiser steps of each run, seeds, and the ladder.
+
+    `fixed` and `per_step` are measured seconds: beside the steps and for one, over all groups.
+    """
+
+    steps: int
+    seeds: int
+    ladder: tuple[float, ...]
+    fixed: float = 0.0
+    per_step: float = 0.0
+
+    def seconds(self, steps: int) -> float:
+        """Seconds that all runs take with so many steps each."""
+        return self.seeds * len(self.ladder) * (self.fixed + steps * self.per_step)
+
+
+def variant_name(group: str, multiple: float) -> str:
+    """`vim-without-lr4` for four times the recipe's learning rate."""
+    return f"{group}-lr{multiple:g}"
+
+
+class StudyRequest(Protocol):
+    """What was asked for, as far as fitting it to the time goes; a dataclass.
+
+    `minutes` is None where the recipe says how long a run is.
+    """
+
+    @property
+    def ladder(self) -> tuple[float, ...]: ...
+    @property
+    def seeds(self) -> int: ...
+    @property
+    def minutes(self) -> float | None: ...
+    @property
+    def sets(self) -> tuple[str, ...]: ...
+
+    def document(self, fit: Fit) -> dict:
+        """The experiment file as a mapping."""
+
+
+@dataclass(frozen=True)
 class Request:
     """What was asked for. `ladder` are multiples of the recipe's learning rate."""
 
@@ -97,85 +140,62 @@ class Request:
                 found[name] = settings
         return found
 
-
-@dataclass(frozen=True)
-class Fit:
-    """What the time allows: optimiser steps of each run, seeds, and the ladder.
-
-    `fixed` and `per_step` are measured seconds: beside the steps and for one, over all groups.
-    """
-
-    steps: int
-    seeds: int
-    ladder: tuple[float, ...]
-    fixed: float = 0.0
-    per_step: float = 0.0
-
-    def seconds(self, steps: int) -> float:
-        """Seconds that all runs take with so many steps each."""
-        return self.seeds * len(self.ladder) * (self.fixed + steps * self.per_step)
-
-
-def variant_name(group: str, multiple: float) -> str:
-    """`vim-without-lr4` for four times the recipe's learning rate."""
-    return f"{group}-lr{multiple:g}"
-
-
-def document(request: Request, fit: Fit) -> dict:
-    """The experiment file as a mapping."""
-    size = request.size
-    small_images = size not in ("tiny", "small", *LARGE)
-    lr = 2e-3 if small_images else 1e-3
-    groups = request.groups()
-    variants, baselines = {}, {}
-    for group, settings in groups.items():
-        base = group.replace("-without", "-with") if "norm" in request.factors else None
-        if base is None:
-            base = next(name for name in groups if name.split("-")[0] == group.split("-")[0])
-        for multiple in fit.ladder:
-            name = variant_name(group, multiple)
-            variants[name] = {**settings, "training.lr": float(f"{lr * multiple:.6g}")}
-            if base != group:
-                baselines[name] = variant_name(base, multiple)
-    return {
-        "name": NAME,
-        "question": "Where does training become unstable, and what of it does each factor change?",
-        "claim": CLAIM,
-        "metric": "loss",
-        "seeds": fit.seeds,
-        "base": {
-            "task": "classification",
-            "data": {
-                "name": "fashion-mnist-subset",
-                "validation_images": 100,
-                "test_images": 100,
+    def document(self, fit: Fit) -> dict:
+        """The experiment file as a mapping."""
+        size = self.size
+        small_images = size not in ("tiny", "small", *LARGE)
+        lr = 2e-3 if small_images else 1e-3
+        groups = self.groups()
+        variants, baselines = {}, {}
+        for group, settings in groups.items():
+            base = group.replace("-without", "-with") if "norm" in self.factors else None
+            if base is None:
+                base = next(name for name in groups if name.split("-")[0] == group.split("-")[0])
+            for multiple in fit.ladder:
+                name = variant_name(group, multiple)
+                variants[name] = {**settings, "training.lr": float(f"{lr * multiple:.6g}")}
+                if base != group:
+                    baselines[name] = variant_name(base, multiple)
+        return {
+            "name": NAME,
+            "question": "Where does training become unstable, and what of it does each factor "
+            "change?",
+            "claim": CLAIM,
+            "metric": "loss",
+            "seeds": fit.seeds,
+            "base": {
+                "task": "classification",
+                "data": {
+                    "name": "fashion-mnist-subset",
+                    "validation_images": 16 if size in LARGE else 100,
+                    "test_images": 16 if size in LARGE else 100,
+                },
+                "model": {
+                    "name": f"fastvim_{size}",
+                    "patch_size": 7 if size in LARGE else 4,
+                    "image_size": 28,
+                },
+                "training": {
+                    "optimizer": "adamw",
+                    "batch_size": 8 if size in LARGE else 16,
+                    "lr": lr,
+                    "min_lr": 1e-6,
+                    "weight_decay": 0.05,
+                    # More epochs than the steps need: the cap ends the run.
+                    "epochs": 1000,
+                    "steps": fit.steps,
+                    "warmup_epochs": 100,
+                    "eval_every": 1000,
+                    "checkpoint_every": 500,
+                    "recorder": True,
+                },
             },
-            "model": {
-                "name": f"fastvim_{size}",
-                "patch_size": 7 if size in LARGE else 4,
-                "image_size": 28,
-            },
-            "training": {
-                "optimizer": "adamw",
-                "batch_size": 8 if size in LARGE else 16,
-                "lr": lr,
-                "min_lr": 1e-6,
-                "weight_decay": 0.05,
-                # More epochs than the steps need: the cap ends the run.
-                "epochs": 1000,
-                "steps": fit.steps,
-                "warmup_epochs": 100,
-                "eval_every": 1000,
-                "checkpoint_every": 500,
-                "recorder": True,
-            },
-        },
-        "variants": variants,
-        **({"baseline": baselines} if baselines else {}),
-    }
+            "variants": variants,
+            **({"baseline": baselines} if baselines else {}),
+        }
 
 
-def prepare(request: Request, output: Path) -> tuple[Plan, Fit, bool]:
+def prepare(request: StudyRequest, output: Path) -> tuple[Plan, Fit, bool]:
     """The plan for `output`, what fits, and whether it had been fitted before.
 
     Times a few steps of every variant where it had not. Raises UserError where the folder holds
@@ -193,22 +213,22 @@ def prepare(request: Request, output: Path) -> tuple[Plan, Fit, bool]:
         if not same:
             raise UserError(f"{output} holds a study with other options; choose another --output")
         return _plan(request, fit, output), fit, True
-    trial = Fit(LEAST_STEPS, request.seeds, request.ladder)
-    costs = _costs(_plan(request, trial, output), request)
-    fit = fit_to(costs, request)
+    fit = Fit(LEAST_STEPS, request.seeds, request.ladder)
+    if request.minutes is not None:
+        fit = fit_to(_costs(_plan(request, fit, output), request), request)
     plan = _plan(request, fit, output)
     write_atomic(path, json.dumps({"request": asked, "fit": asdict(fit)}, indent=1) + "\n")
     return plan, fit, False
 
 
-def _plan(request: Request, fit: Fit, output: Path) -> Plan:
-    text = yaml.safe_dump(document(request, fit), sort_keys=False)
+def _plan(request: StudyRequest, fit: Fit, output: Path) -> Plan:
+    text = yaml.safe_dump(request.document(fit), sort_keys=False)
     write_atomic(output / EXPERIMENT_FILE, "# Written by `fastvim stability`.\n" + text)
     experiment: Experiment = load(str(output / EXPERIMENT_FILE))
     return make_plan(experiment, sets=request.sets)
 
 
-def fit_to(costs: Sequence[tuple[float, float]], request: Request) -> Fit:
+def fit_to(costs: Sequence[tuple[float, float]], request: StudyRequest) -> Fit:
     """Fit to `request.minutes` runs of (seconds before and after, seconds a step) a group.
 
     First the steps shrink, then the seeds, then the ladder, from its lower end.
@@ -225,11 +245,11 @@ def fit_to(costs: Sequence[tuple[float, float]], request: Request) -> Fit:
     needed = (fixed + LEAST_STEPS * per_step) / SHARE / 60
     raise UserError(
         f"--budget {request.minutes:g}: not enough for {LEAST_STEPS} steps of each variant at one "
-        f"learning rate; that takes {needed:.3g} minutes, or choose a smaller --model"
+        f"learning rate; that takes {needed:.3g} minutes, or choose smaller models"
     )
 
 
-def _costs(plan: Plan, request: Request) -> list[tuple[float, float]]:
+def _costs(plan: Plan, request: StudyRequest) -> list[tuple[float, float]]:
     """Seconds of a run beside its steps, and of one step, for every group: measured."""
     first = variant_name("", request.ladder[0])
     groups = [v.config for v in plan.variants if v.name.endswith(first)]

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
-from fastvim.experiments.stability import LEAST_STEPS, MOST_STEPS, Request, document, fit_to
+from fastvim.experiments.stability import LEAST_STEPS, MOST_STEPS, Request, fit_to
 from fastvim_cli.main import main
 
 # Nothing of the time counts here: the steps are set.
@@ -144,7 +144,7 @@ def test_factors_make_a_product_and_the_real_size_stays_real():
         "model.dt_max": 1.0,
     }
     fit = fit_to([(0.0, 0.01)], request)
-    text = yaml.safe_dump(document(request, fit))
+    text = yaml.safe_dump(request.document(fit))
     content = yaml.safe_load(text)
     assert content["base"]["model"]["name"] == "fastvim_base"
     assert content["baseline"]["vim-without-float32-delta-small-lr4"] == (

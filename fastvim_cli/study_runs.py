@@ -1,0 +1,50 @@
+"""Carry out the runs of a stability study; both of its commands end here."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+
+def carry_out_study(plan, folder: Path):
+    """Train what is not there yet: (study, exit code); no study after an interruption.
+
+    The runs have a folder of their own, which `fastvim report` understands.
+    """
+    from fastvim.experiments.plan import identified_runs
+    from fastvim.experiments.record import write_plan
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+    from fastvim.experiments.stability import RUNS_FOLDER
+    from fastvim.experiments.store import FINAL, Store
+    from fastvim.reports.study import read_study
+    from fastvim.reports.tensorboard import write_board
+    from fastvim.training.state import WEIGHTS_FILE
+    from fastvim_cli.display import RunProgress
+
+    output = folder / RUNS_FOLDER
+    store, runs = Store(output), identified_runs(plan)
+    this_command = shlex.join(["fastvim", *sys.argv[1:]])
+    write_plan(output, plan, runs, this_command)
+    stop = StopRequest()
+    with RunProgress(len(runs), sum(store.state(run) in FINAL for run in runs)) as progress:
+
+        def listen(event: dict) -> None:
+            progress(event)
+            if event["event"] == "end":
+                # Hundreds of megabytes each at the real sizes, of models hardly trained.
+                (event["outcome"].directory / WEIGHTS_FILE).unlink(missing_ok=True)
+
+        try:
+            with stop.listening(lambda: progress.say("Stopping after this step.")):
+                outcomes = carry_out(runs, store, listen, stop)
+        except Stopped:
+            progress.say(f"Stopped; everything is saved. To go on: {this_command}")
+            return None, 128 + (stop.signal or 2)
+    study = read_study(output)
+    write_board(study, output)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    for outcome in failed:
+        click.echo(f"{outcome.run.name} failed: {outcome.message}", err=True)
+    # A run that diverged is a result here.
+    return study, int(bool(failed))

@@ -1,0 +1,61 @@
+"""`fastvim stability threshold` on real runs of a few steps."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from fastvim.experiments import threshold
+from fastvim_cli.main import main
+
+OPTIONS = [
+    *("--vary", "width", "--budget", "1000", "--set", "training.steps=14"),
+    *("--set", "data.train_images=64", "--set", "data.validation_images=10"),
+    *("--set", "data.test_images=10", "--set", "training.optimizer=momentum"),
+]
+
+
+def fastvim(*arguments):
+    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="fastvim")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two widths, a rate at which nothing happens and one at which everything breaks."""
+    folder = tmp_path_factory.mktemp("threshold") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(threshold.BODIES["quick"], "width", ((16, 1), (32, 1)))
+        patch.setitem(threshold.LADDERS, "quick", (1.0, 20000.0))
+        result = fastvim("stability", "threshold", *OPTIONS, "-o", folder)
+        assert result.exit_code == 0, result.output
+        again = fastvim("stability", "threshold", *OPTIONS, "-o", folder)
+    return folder, result.output, again
+
+
+def test_it_says_what_it_will_do_and_writes_what_it_found(study):
+    folder, output, _ = study
+    assert "8 runs of 14 steps (2 widths and depths" in output
+    results = json.loads((folder / "results.json").read_text())
+    assert [side["name"] for side in results["sides"]] == ["vim, with norm", "vim, without norm"]
+    for side in results["sides"]:
+        assert side["unstable_runs"] == 2
+        assert side["smallest_unstable"] == {"0.002": None, "40": [16, 1]}
+        assert set(side["boundary"]["coefficients"]) == {"width", "lr"}
+        assert side["follows"] == {"width": "unresolved", "depth": "not varied"}
+    table = (folder / "table.md").read_text()
+    assert table in output
+    assert "not reached" in table and "unresolved" in table and results["definition"] in table
+    assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_trains_nothing_again(study):
+    _, _, again = study
+    assert again.exit_code == 0
+    assert again.output.count("(already there)") == 8
+
+
+def test_bad_options_are_one_message(tmp_path):
+    result = fastvim("stability", "threshold", "--vary", "widht", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "'widht'" in result.output
+    assert not (tmp_path / "out").exists()
