@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from fastvim.errors import UserError, nearest
 from fastvim.models.backbone import VisionMamba
-from fastvim.models.config import MaskingConfig, ModelConfig
+from fastvim.models.config import IMAGE_AXES, MaskingConfig, ModelConfig
 from fastvim.models.masked_autoencoder import MaskedAutoencoder
+from fastvim.models.presets import checked_config
+
+_CLASSIFIERS = ("fastvim", "vim")
+_AUTOENCODERS = ("mae", "vim-mae")  # Encoders as FastVim and as Vim.
 
 # Arguments without influence on the function in exact arithmetic, or fixed by the weights.
 _WITHOUT_INFLUENCE = {
@@ -77,6 +81,7 @@ _STEM: dict[str, str] = {
     "pos_embed": "pos_embed",
     "cls_token": "cls_token",
     "norm.weight": "norm_f.weight",
+    "norm.bias": "norm_f.bias",
     "head.weight": "head.weight",
     "head.bias": "head.bias",
 }
@@ -86,6 +91,7 @@ _DECODER = {
     "mask_token": "mask_token",
     "pos_embed": "decoder_pos_embed",
     "norm.weight": "decoder_norm.weight",
+    "norm.bias": "decoder_norm.bias",
     "head.weight": "decoder_pred.weight",
     "head.bias": "decoder_pred.bias",
 }
@@ -94,10 +100,12 @@ _DECODER = {
 def from_official(state: Mapping[str, Tensor], config: dict) -> nn.Module:
     """A model with the published weights `state`, for the published arguments `config`.
 
-    The model keeps the weights' dtype. Raises UserError for a weight that is missing, left over
+    `config["model"]` is fastvim or vim, classifiers, or their masked autoencoders mae and
+    vim-mae. A norm that has a bias in `state` is a LayerNorm, one that has none an RMSNorm. The
+    model keeps the weights' dtype. Raises UserError for a weight that is missing, left over
     or of the wrong shape, and for an argument that is unknown or not implemented.
     """
-    model = _untrained(state, config).to(state["pos_embed"].dtype)
+    model = _untrained(state, config).to(state["patch_embed.proj.weight"].dtype)
     ours = dict(model.named_parameters())
     used = set()
     with torch.no_grad():
@@ -164,7 +172,7 @@ def _published_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
         _, block, rest = local.split(".", 2)
         prefix = f"{'decoder_blocks' if decoding else 'layers'}.{block}."
         inner = rest.removeprefix("mixer.")
-        if rest == "norm.weight":
+        if rest in ("norm.weight", "norm.bias"):
             names[name] = (prefix + rest,)
         elif inner in _STACKED:
             names[name] = tuple(f"{prefix}mixer.{each}" for each in _STACKED[inner])
@@ -191,9 +199,28 @@ def _published_places(model: nn.Module) -> Tensor:
 
 def _untrained(state: Mapping[str, Tensor], published: dict) -> nn.Module:
     config = _our_config(state, published)
-    if published.get("model") != "mae":
-        return VisionMamba(config)
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("decoder_blocks."))
+    if published.get("model") in _AUTOENCODERS:
+        model = _untrained_autoencoder(state, published, config)
+    else:
+        model = VisionMamba(config)
+    names = _published_names(model)
+    for name, norm in list(model.named_modules()):
+        if not isinstance(norm, nn.RMSNorm):
+            continue
+        weight = names[f"{name}.weight"][0]
+        if weight.removesuffix("weight") + "bias" in state:
+            model.set_submodule(name, nn.LayerNorm(norm.normalized_shape, eps=norm.eps))
+    return model
+
+
+def _untrained_autoencoder(
+    state: Mapping[str, Tensor], published: dict, config: ModelConfig
+) -> MaskedAutoencoder:
+    if config.scan_order != IMAGE_AXES:
+        raise UserError("scanpath_type 'colwise': a masked autoencoder's must be rowwise")
+    if "mask_token" not in state:
+        raise UserError("the checkpoint has no 'mask_token': it is not a masked autoencoder's")
+    depth = _blocks(state, "decoder_blocks.")
     masking = MaskingConfig(
         mask_ratio=published.get("mask_ratio", 0.75),
         decoder_width=state["mask_token"].shape[-1],
@@ -210,8 +237,9 @@ def _our_config(state: Mapping[str, Tensor], published: dict) -> ModelConfig:
         if value and key not in _DEFAULTS and key not in _WITHOUT_INFLUENCE:
             raise UserError(f"published argument {key!r} is not known{nearest(key, _DEFAULTS)}")
     family = published.get("model", "fastvim")
-    if family not in ("fastvim", "vim", "mae"):
-        raise UserError(f"model {family!r} is not a published one: fastvim, vim or mae")
+    if family not in (*_CLASSIFIERS, *_AUTOENCODERS):
+        allowed = ", ".join((*_CLASSIFIERS, *_AUTOENCODERS))
+        raise UserError(f"model {family!r} is not a published one: {allowed}")
     given = {**_DEFAULTS, **published}
     columnwise = given["scanpath_type"] == "colwise"
     if given["scanpath_type"] not in ("rowwise", "colwise"):
@@ -220,27 +248,33 @@ def _our_config(state: Mapping[str, Tensor], published: dict) -> ModelConfig:
         raise UserError(f"final_pool_type {given['final_pool_type']!r}: only mean is implemented")
     axes = ("row", "col") if columnwise else ("col", "row")
     schedule: tuple[str, ...] = axes if given["rotate_every_block"] else axes[:1]
-    if family == "vim":
+    if family in ("vim", "vim-mae"):
         schedule = ()
     class_token = "none"
     if given["if_cls_token"]:
         class_token = "middle" if given["use_middle_cls_token"] else "head"
+    depth = _blocks(state, "layers.")
+
+    def shape(name: str) -> torch.Size:
+        if name not in state:
+            raise UserError(f"the checkpoint has no {name!r}{nearest(name, state)}")
+        return state[name].shape
+
     first = "layers.0.mixer."
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers."))
-    d_inner, d_conv = state[first + "conv1d.weight"].shape[::2]
-    d_model, in_channels = state["patch_embed.proj.weight"].shape[:2]
-    return ModelConfig(
+    d_inner, _, d_conv = shape(first + "conv1d.weight")
+    d_model, in_channels = shape("patch_embed.proj.weight")[:2]
+    values = dict(
         image_size=given["img_size"],
         patch_size=given["patch_size"],
         stride=given["stride"],
         in_channels=in_channels,
-        num_classes=state["head.weight"].shape[0] if "head.weight" in state else 0,
+        num_classes=shape("head.weight")[0] if "head.weight" in state else 0,
         d_model=d_model,
         depth=depth,
-        d_state=state[first + "A_log"].shape[1],
+        d_state=shape(first + "A_log")[1],
         d_conv=d_conv,
         expand=d_inner // d_model,
-        dt_rank=state[first + "dt_proj.weight"].shape[1],
+        dt_rank=shape(first + "dt_proj.weight")[1],
         schedule=schedule,
         scan_order=("col", "row") if columnwise else ("row", "col"),
         pooling=given["collapse_method"],
@@ -249,3 +283,12 @@ def _our_config(state: Mapping[str, Tensor], published: dict) -> ModelConfig:
         class_token=class_token,
         norm_eps=given["norm_epsilon"],
     )
+    return checked_config("published arguments", values)
+
+
+def _blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many blocks the names that begin with `prefix` count; UserError if none."""
+    numbers = [int(name.split(".")[1]) for name in state if name.startswith(prefix)]
+    if not numbers:
+        raise UserError(f"the checkpoint has no weight {prefix}0...: not one of these models")
+    return 1 + max(numbers)

@@ -141,7 +141,11 @@ class MaskingConfig(BaseModel):
     normalise_targets: bool = True
 
     def kept_tokens(self, tokens: int) -> int:
-        """How many of `tokens` are kept, rounded down."""
+        """How many of `tokens` are kept, rounded down.
+
+        In floating point, as published: a ratio of 0.9 keeps 9 of 100, since 1 - 0.9 is just
+        below 0.1.
+        """
         return int(tokens * (1 - self.mask_ratio))
 
     def check(self, model: ModelConfig) -> None:

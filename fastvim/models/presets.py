@@ -53,11 +53,16 @@ def resolve_config(name: str, overrides: Mapping | None = None) -> ModelConfig:
             raise UserError(
                 f"model {name} has no setting {key!r}{nearest(key, ModelConfig.model_fields)}"
             )
+    return checked_config(f"model {name}", {**PRESETS[name], **overrides})
+
+
+def checked_config(what: str, values: Mapping) -> ModelConfig:
+    """`ModelConfig` of `values`. UserError, which begins with `what`, for one that does not fit."""
     try:
-        return ModelConfig(**{**PRESETS[name], **overrides})
+        return ModelConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         prefix = f"{place} = {first['input']!r}: " if place else ""
-        raise UserError(f"model {name}: {prefix}{reason}") from None
+        raise UserError(f"{what}: {prefix}{reason}") from None

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from fastvim.errors import UserError
 from fastvim.kernels import available, use_backend
-from fastvim.models import create_model
+from fastvim.models import create_model, resolve_config
 from fastvim.models.checkpoints import from_official, to_official
+from fastvim.models.config import MaskingConfig
+from fastvim.models.masked_autoencoder import MaskedAutoencoder
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared" / "parity"
 FILES = sorted([*VECTORS.glob("fastvim-*.safetensors"), *VECTORS.glob("vim-*.safetensors")])
@@ -80,6 +83,56 @@ def test_a_model_survives_the_way_there_and_back(name, config, overrides):
     assert again_fields == fields
 
 
+def with_layer_norms(model: nn.Module, chosen=lambda name: True) -> nn.Module:
+    """`model` with LayerNorms of random weights in place of the RMSNorms that are `chosen`."""
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, nn.RMSNorm) and chosen(name):
+            layer = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+            model.set_submodule(name, layer.to(norm.weight))
+    return model
+
+
+def layer_norms(model: nn.Module) -> set[str]:
+    return {name for name, each in model.named_modules() if isinstance(each, nn.LayerNorm)}
+
+
+@pytest.mark.parametrize("family", ["fastvim", "vim"])
+@pytest.mark.parametrize("chosen", [lambda name: True, lambda name: name == "norm"])
+def test_a_norm_with_a_bias_is_a_layer_norm(family, chosen):
+    model = create_model(f"{family}_femto", class_token="none").double()
+    model = with_layer_norms(model, chosen)
+    again = from_official(to_official(model), {"model": family, "img_size": 28, "patch_size": 2})
+    assert layer_norms(again) == layer_norms(model)
+    images = torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    assert torch.equal(model(images), again(images))
+
+
+@pytest.mark.parametrize(
+    ("family", "schedule"), [("mae", ["col", "row"]), ("mae", ["col"]), ("vim-mae", [])]
+)
+@pytest.mark.parametrize("chosen", [lambda name: False, lambda name: True, "decoder.norm".__eq__])
+def test_a_masked_autoencoder_survives_the_way_there_and_back(family, schedule, chosen):
+    config = resolve_config(
+        "fastvim_femto",
+        {"image_size": [12, 16], "patch_size": 4, "schedule": schedule, "num_classes": 0},
+    )
+    masking = MaskingConfig(
+        mask_ratio=0.5, decoder_width=24, decoder_depth=3, reverse_ids="as_published"
+    )
+    model = with_layer_norms(MaskedAutoencoder(config, masking).double(), chosen)
+    arguments = {"model": family, "img_size": [12, 16], "patch_size": 4, "mask_ratio": 0.5}
+    arguments["rotate_every_block"] = len(schedule) > 1
+    again = from_official(to_official(model), arguments)
+    assert layer_norms(again) == layer_norms(model)
+    assert again.encoder.schedule == model.encoder.schedule
+    images = torch.randn(2, 1, 12, 16, dtype=torch.float64)
+    noise = torch.rand(2, 12, dtype=torch.float64)
+    for found, expected in zip(again(images, noise=noise), model(images, noise=noise), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_the_dtype_is_kept():
     model = create_model("fastvim_femto").to(torch.float64)
     arguments = {"img_size": 28, "patch_size": 2}
@@ -97,6 +150,11 @@ def test_the_dtype_is_kept():
         ),
         (lambda state, config: config.update(scanpath_type="zigzag"), "rowwise or colwise"),
         (lambda state, config: config.update(img_size=56), "pos_embed has shape"),
+        (lambda state, config: config.update(img_size=27), "image_size: 27 pixels .* nearest"),
+        (lambda state, config: config.update(model="mea"), "'mea' is not .* vim-mae"),
+        (lambda state, config: config.update(model="mae"), "no 'mask_token'"),
+        (lambda state, config: state.pop("patch_embed.proj.weight"), "no 'patch_embed.proj.weig"),
+        (lambda state, config: state.clear(), "no weight layers.0"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
