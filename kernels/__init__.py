@@ -5,6 +5,7 @@
 
 from fastvim.kernels.backends import available, use_backend
 from fastvim.kernels.flops import fvcore_handles
+from fastvim.kernels.norm import rms_norm
 from fastvim.kernels.operator import pooled_mixer, selective_scan
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
@@ -14,6 +15,7 @@ __all__ = [
     "available",
     "fvcore_handles",
     "pooled_mixer",
+    "rms_norm",
     "selective_scan",
     "use_backend",
 ]

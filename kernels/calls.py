@@ -5,13 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastvim.kernels.native import LIBRARY, MixerCall, ScanCall, ScanGradients
+from fastvim.kernels.native import LIBRARY, MixerCall, NormCall, ScanCall, ScanGradients
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 _POOLING = {"mean": 1, "sum": 2, "max": 3}
 
 
-def run(name: str, call: ScanCall | ScanGradients | MixerCall, dtype: torch.dtype) -> None:
+def run(
+    name: str, call: ScanCall | ScanGradients | MixerCall | NormCall, dtype: torch.dtype
+) -> None:
     status = getattr(LIBRARY, name)(call, dtype == torch.float64)
     if status == 1:
         raise MemoryError(f"{name}: no memory for the kernel's scratch space")

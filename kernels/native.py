@@ -68,6 +68,16 @@ class MixerCall(ctypes.Structure):
     )
 
 
+class NormCall(ctypes.Structure):
+    """`NormCall` of csrc/interface.h."""
+
+    _fields_ = (
+        *_fields("rows channels threads"),
+        ("eps", ctypes.c_double),
+        *_fields("| x weight y scale grad_y grad_x grad_weight"),
+    )
+
+
 _ENTRIES = {
     "fastvim_scan_forward": ScanCall,
     "fastvim_scan_backward": ScanGradients,
@@ -75,6 +85,8 @@ _ENTRIES = {
     "fastvim_mixer_finish": MixerCall,
     "fastvim_mixer_finish_backward": MixerCall,
     "fastvim_mixer_convolve_backward": MixerCall,
+    "fastvim_norm_forward": NormCall,
+    "fastvim_norm_backward": NormCall,
 }
 
 

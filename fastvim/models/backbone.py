@@ -11,7 +11,7 @@ from fastvim.kernels import ScanLayout
 from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
-from fastvim.models.mixer import Mixer
+from fastvim.models.mixer import Mixer, RMSNorm
 
 
 class Block(nn.Module):
@@ -19,7 +19,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, drop_path: float):
         super().__init__()
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer = Mixer(config)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -69,7 +69,7 @@ class VisionMamba(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, tokens + has_class_token, config.d_model))
         rates = torch.linspace(0, config.drop_path_rate, config.depth).tolist()
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.head = nn.Linear(config.d_model, config.num_classes) if config.num_classes else None
         self._lay_out()
         initialise(self, config, seed)

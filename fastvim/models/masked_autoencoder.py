@@ -13,6 +13,7 @@ from fastvim.models.backbone import Block, VisionMamba
 from fastvim.models.config import IMAGE_AXES, MaskingConfig, ModelConfig
 from fastvim.models.initialisation import initialise
 from fastvim.models.masking import kept_places
+from fastvim.models.mixer import RMSNorm
 
 
 class Decoder(nn.Module):
@@ -32,7 +33,7 @@ class Decoder(nn.Module):
             sincos_positions(config.grid_size, width)[None], requires_grad=False
         )
         self.blocks = nn.ModuleList(Block(blocks, 0.0) for _ in range(blocks.depth))
-        self.norm = nn.RMSNorm(width, eps=config.norm_eps)
+        self.norm = RMSNorm(width, eps=config.norm_eps)
         self.head = nn.Linear(width, pixels)
 
     def forward(self, x: Tensor, kept: Tensor, layout) -> Tensor:

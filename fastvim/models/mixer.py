@@ -11,6 +11,16 @@ from fastvim.kernels import MixerWeights, ScanLayout, reference
 from fastvim.models.config import ModelConfig
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm of tokens (B, L, d_model) by `kernels.rms_norm`."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
 class Mixer(nn.Module):
     """Mixes tokens (B, L, d_model) by a pooled selective scan in two directions.
 

@@ -105,4 +105,12 @@ EXPORT int fastvim_mixer_finish_backward(const MixerCall* call, int is_double) {
 EXPORT int fastvim_mixer_convolve_backward(const MixerCall* call, int is_double) {
   return level->kernels->mixer_convolve_backward[is_double](*call);
 }
+
+EXPORT int fastvim_norm_forward(const NormCall* call, int is_double) {
+  return level->kernels->norm_forward[is_double](*call);
+}
+
+EXPORT int fastvim_norm_backward(const NormCall* call, int is_double) {
+  return level->kernels->norm_backward[is_double](*call);
+}
 }

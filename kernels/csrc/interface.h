@@ -58,6 +58,16 @@ struct MixerCall {
   void *grad_norm_weight, *grad_norm_bias;              // (D,) or null
 };
 
+// RMSNorm of contiguous rows; the backward reads `y`'s gradient and fills `grad_x`, `grad_weight`.
+struct NormCall {
+  int64_t rows, channels, threads;
+  double eps;
+  const void *x, *weight;  // (rows, D), (D,)
+  void *y, *scale;         // (rows, D), (rows,): 1 / root mean square of each row
+  const void* grad_y;
+  void *grad_x, *grad_weight;
+};
+
 enum Status : int { kDone = 0, kNoMemory = 1, kBadTable = 2 };
 
 // One instruction set's kernels, each for float and double.
@@ -68,4 +78,6 @@ struct Kernels {
   int (*mixer_finish[2])(const MixerCall&);
   int (*mixer_finish_backward[2])(const MixerCall&);
   int (*mixer_convolve_backward[2])(const MixerCall&);
+  int (*norm_forward[2])(const NormCall&);
+  int (*norm_backward[2])(const NormCall&);
 };

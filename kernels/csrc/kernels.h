@@ -6,6 +6,7 @@
 #include "scan_backward.h"
 #include "mixer.h"
 #include "mixer_backward.h"
+#include "norm.h"
 
 namespace FASTVIM_LEVEL {
 
@@ -17,6 +18,8 @@ const Kernels kernels = {
     {mixer_finish<float>, mixer_finish<double>},
     {mixer_finish_backward<float>, mixer_finish_backward<double>},
     {mixer_convolve_backward<float>, mixer_convolve_backward<double>},
+    {norm_forward<float>, norm_forward<double>},
+    {norm_backward<float>, norm_backward<double>},
 };
 
 }  // namespace FASTVIM_LEVEL
