@@ -140,7 +140,7 @@ def test_unwritable_output(folder):
 def test_list_names_what_is_shipped():
     result = fastvim("list")
     assert result.exit_code == 0
-    for name in ("pooling-alternation", "pooling-operator", "post-ssm-norm"):
+    for name in ("pooling-alternation", "pooling-operator", "post-ssm-norm", "resolution-scaling"):
         assert name in result.output
     assert "_profiles" not in result.output and "claims" not in result.output
 
