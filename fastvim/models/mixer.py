@@ -72,7 +72,8 @@ class Mixer(nn.Module):
         """
         config = self.config
         settings = {
-            "scale": config.pooling_scale,
+            # Where nothing is pooled, nothing is scaled: Vim, and a masked autoencoder's decoder.
+            "scale": 1.0 if layout.steps is None else config.pooling_scale,
             "merge": config.direction_merge,
             "gate": config.post_ssm_norm or config.gate_without_norm,
             "eps": config.norm_eps,

@@ -195,3 +195,10 @@ def test_torch_compile_agrees():
     with use_backend("reference"):
         expected = model(x)
         torch.testing.assert_close(torch.compile(model)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "matters"), [("vim_femto", False), ("fastvim_femto", True)])
+def test_only_pooled_values_are_scaled(name, matters):
+    images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    plain, scaled = (create_model(name, pooling_scale=scale) for scale in (1, 0.25))
+    assert torch.equal(plain(images), scaled(images)) != matters
