@@ -5,10 +5,13 @@
 One model and one optimiser take the steps; the recorder's switch is turned between neighbours, so
 both see the same machine, and on a CPU the seconds are the processor's. Printed: the median of
 each, and the median and the quartiles of the differences of neighbours over the median step
-without. Losses are read every `--window` steps, as the training loop does on a GPU.
+without. Losses are read every `--window` steps, as the training loop does on a GPU. On a CPU, where
+a call ends when its work is done, also the time inside the recorder's own calls as a share of the
+step they are part of: a shared machine's steps differ by more than the recorder costs.
 """
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -18,6 +21,7 @@ import torch
 
 from fastvim import tasks
 from fastvim.models import create_model
+from fastvim.models.backbone import Block
 from fastvim.training.devices import choose_device, choose_precision
 from fastvim.training.recipe import Recipe
 from fastvim.training.recorder import Recorder
@@ -57,6 +61,28 @@ def main() -> None:
         labels = torch.arange(arguments.batch, device=device) % model.config.num_classes
         places = [torch.arange(arguments.batch)] * arguments.window
         step = read = 0
+        inside = 0.0
+
+        def timed(call):
+            @functools.wraps(call)
+            def wrapper(*args):
+                nonlocal inside
+                began = clock()
+                try:
+                    return call(*args)
+                finally:
+                    inside += clock() - began
+
+            return wrapper
+
+        recorder.before_step = timed(recorder.before_step)
+        recorder.after_step = timed(recorder.after_step)
+        recorder.read = timed(recorder.read)
+        for module in model.modules():
+            if isinstance(module, Block):
+                module.mixer.observer = timed(module.mixer.observer)
+                for key, hook in module._forward_hooks.items():
+                    module._forward_hooks[key] = timed(hook)
 
         def window(recording: bool) -> float:
             nonlocal step, read
@@ -73,10 +99,13 @@ def main() -> None:
 
         for recording in (False, True):
             window(recording)
-        times = []
+        times, own = [], []
         for pair in range(arguments.pairs):
             order = (False, True) if pair % 2 else (True, False)
+            inside = 0.0
             measured = {recording: window(recording) for recording in order}
+            spent = inside / arguments.window
+            own.append(100 * spent / (measured[True] - spent))
             times.append((measured[False], measured[True]))
     without = statistics.median(pair[0] for pair in times)
     shares = [100 * (pair[1] - pair[0]) / without for pair in times]
@@ -85,6 +114,9 @@ def main() -> None:
     print(f"without the recorder: {1000 * without:.1f} ms a step (median)")
     print(f"with it:              {1000 * statistics.median(p[1] for p in times):.1f} ms")
     print(f"added: {middle:+.2f} % of a step (median; quartiles {low:+.2f}, {high:+.2f})")
+    if device.type == "cpu":
+        low, middle, high = statistics.quantiles(own, n=4)
+        print(f"inside its own calls: {middle:.2f} % of a step (quartiles {low:.2f}, {high:.2f})")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from fastvim.data.mixing import create_mixing
+from fastvim.errors import UserError
 from fastvim.training.costs import Speed, step_memory
 from fastvim.training.evaluation import evaluate_finally, evaluate_split, evaluating
 from fastvim.training.history import History
 from fastvim.training.recipe import Recipe
-from fastvim.training.state import STATE_FILE, Progress, save_state
+from fastvim.training.responses import Response
+from fastvim.training.state import STATE_FILE, Progress, UnreadableState, load_state, save_state
 from fastvim.training.trainer import StepResult, Trainer
 
 # Points of each of the recorder's curves in TensorBoard, at most: there are hundreds of curves.
@@ -151,13 +153,35 @@ class Loop:
         else:
             take()
         self.progress.step = done + 1
+        response = self._pending[-1].response
+        if response is not None:
+            self._go_back(response)
+            self._tell("note", message=response.sentence)
+
+    def _go_back(self, response: Response) -> None:
+        if response.to_step is None:
+            return
+        path = self._trainer.responder.path(response.to_step)
+        try:
+            load_state(
+                path,
+                self._trainer.model,
+                self._trainer.optimizer,
+                ema=self._trainer.average_model,
+                scaler=self._trainer.scaler,
+                settings=self.progress.settings,
+            )
+        except UnreadableState as problem:
+            raise UserError(f"{path}: the run cannot go back to it ({problem})") from problem
 
     def _after_step(self) -> int | None:
         step = self.progress.step
         epoch = math.ceil(step / self.per_epoch)
         ended = step == self.total
         evaluate = ended or (step % self.per_epoch == 0 and epoch % self._recipe.eval_every == 0)
-        save = step % self._recipe.checkpoint_every == 0 and not ended
+        responder = self._trainer.responder
+        keep = not ended and responder is not None and responder.keeps(step)
+        save = keep or (step % self._recipe.checkpoint_every == 0 and not ended)
         stop = not ended and self._should_stop is not None and self._should_stop()
         if evaluate or save or stop or len(self._pending) == self._window:
             diverged = self._record(ended)
@@ -165,6 +189,9 @@ class Loop:
                 return diverged
         if evaluate:
             self._validate(epoch)
+        if keep:
+            self._save_to(responder.path(step))
+            responder.keep(step)
         if save or stop:
             self.save()
         if stop:
@@ -190,7 +217,8 @@ class Loop:
                 "grad_norm": result.grad_norm.item(),
             }
             self._history.add_step(row)
-            if not math.isfinite(row["loss"]):
+            taken = result.response is None or result.response.takes_step
+            if taken and not math.isfinite(row["loss"]):
                 return step
         now = time.perf_counter()
         rate = None
@@ -236,9 +264,17 @@ class Loop:
         self._note_gpu_memory()
         self.progress.seconds = self.elapsed()
         self.progress.history_bytes, self.progress.eval_bytes = self._history.flush()
+        responder = self._trainer.responder
+        if responder is not None:
+            self.progress.responses = responder.state()
+        self._save_to(self._directory / STATE_FILE)
+        if responder is not None:
+            responder.delete_unused()
+
+    def _save_to(self, path: Path) -> None:
         recorder = self._trainer.recorder
         save_state(
-            self._directory / STATE_FILE,
+            path,
             self.progress,
             self._trainer.model,
             self._trainer.optimizer,

@@ -60,12 +60,17 @@ class Schedule:
             t_in_epochs=False,
         )
 
-    def set(self, step: int) -> float:
-        """Set every group for `step` (from 0) and return the head's learning rate."""
+    def set(self, step: int, factor: float = 1.0) -> float:
+        """Set every group for `step` (from 0) and return the head's learning rate.
+
+        Learning rates are `factor` times the schedule's.
+        """
         self._learning_rate.step_update(step)
         start, end = self._ends
         # The optimiser makes new groups when its state is loaded, so they are looked up here.
         groups = self._optimizer.param_groups
+        for group in groups:
+            group["lr"] *= factor
         if end is not None:
             decay = end + (start - end) * (1 + math.cos(math.pi * step / self.total)) / 2
             for group, decayed in zip(groups, self._decayed, strict=True):

@@ -14,6 +14,7 @@ from fastvim.errors import nearest
 ADAPTIVE = ("adam", "adamw", "nadamw", "lamb", "lion")
 MOMENTUM = ("sgd", "momentum", "lars")
 OPTIMIZERS = ADAPTIVE + MOMENTUM
+RESPONSES = ("skip", "clip", "lower_lr", "roll_back")
 
 
 class Recipe(BaseModel):
@@ -64,6 +65,14 @@ class Recipe(BaseModel):
     log_every: int = Field(10, ge=1)
     # Watch the blocks, and write episodes/<step>.json where the loss spikes.
     recorder: bool = False
+    # What to do about a step whose loss spikes, before the optimiser takes it; see `responses`.
+    response: str | None = None
+    # `clip`: the norm, over the median of ordinary steps; `lower_lr`: what the rate is times.
+    response_factor: float = Field(0.5, gt=0, le=1)
+    # Responses in a run; after them it goes on as one without.
+    response_most: int = Field(10, ge=1)
+    # `roll_back`: steps between the states that are kept to go back to.
+    response_every: int = Field(100, ge=1)
 
     @field_validator("optimizer")
     @classmethod
@@ -72,6 +81,16 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"no optimizer named {name!r}{nearest(name, OPTIMIZERS)}; "
                 f"there are {', '.join(OPTIMIZERS)}"
+            )
+        return name
+
+    @field_validator("response")
+    @classmethod
+    def _known_response(cls, name: str | None) -> str | None:
+        if name is not None and name not in RESPONSES:
+            raise ValueError(
+                f"no response named {name!r}{nearest(name, RESPONSES)}; "
+                f"there are {', '.join(RESPONSES)}"
             )
         return name
 

@@ -25,6 +25,7 @@ from fastvim.training.history import HISTORY_FILE, History, UnreadableHistory
 from fastvim.training.loop import Interrupted, Loop
 from fastvim.training.recipe import Recipe
 from fastvim.training.recorder import Recorder
+from fastvim.training.responses import Responder, delete_kept
 from fastvim.training.state import (
     STATE_FILE,
     WEIGHTS_FILE,
@@ -186,6 +187,7 @@ class _Run:
             device=self.device,
             precision=self.precision,
             recorder=partial(Recorder, directory=self.directory) if self.recipe.recorder else None,
+            responder=Responder(self.recipe, self.directory) if self.recipe.response else None,
         )
 
     def _start_or_resume(self) -> tuple[Trainer, Progress, costs.Speed, History]:
@@ -204,6 +206,8 @@ class _Run:
                 history = self._history(progress)
                 if trainer.recorder is not None:
                     trainer.recorder.resume(measured, _losses(self.directory / HISTORY_FILE))
+                if trainer.responder is not None:
+                    trainer.responder.resume(progress.responses)
                 return trainer, progress, costs.Speed(measured["rates"]), history
             except (UnreadableState, UnreadableHistory) as problem:
                 notes.append(f"{state} cannot be used ({problem}): the run started afresh")
@@ -212,6 +216,8 @@ class _Run:
                 trainer = self._trainer()
         if trainer.recorder is not None:
             trainer.recorder.start_afresh()
+        if trainer.responder is not None:
+            trainer.responder.start_afresh()
         progress = Progress(self.digest, notes=notes)
         side = self.dataset.config.image_size
         image = torch.zeros(1, self.dataset.in_channels, side, side, device=self.device)
@@ -268,7 +274,7 @@ class _Run:
             "settings": self.digest,
         }
         write_atomic(self.directory / RESULT_FILE, _json(result))
-        (self.directory / STATE_FILE).unlink(missing_ok=True)
+        _delete_states(self.directory)
         return result
 
     def _tell(self, event: dict) -> None:
@@ -287,8 +293,13 @@ def _finished(directory: Path, digest: str) -> dict | None:
             )
     except (OSError, KeyError, TypeError, json.JSONDecodeError):
         return None  # Absent, or damaged: the run is done again.
-    (directory / STATE_FILE).unlink(missing_ok=True)
+    _delete_states(directory)
     return result
+
+
+def _delete_states(directory: Path) -> None:
+    (directory / STATE_FILE).unlink(missing_ok=True)
+    delete_kept(directory)
 
 
 def _count_spikes(history: Path) -> int:

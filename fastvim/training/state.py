@@ -39,6 +39,7 @@ class Progress:
     gflops: float | None = None
     validation: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    responses: dict = field(default_factory=dict)  # `Responder.state`, where the run has one.
 
 
 def weights_bytes(model: nn.Module) -> bytes:

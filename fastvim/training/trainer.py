@@ -13,6 +13,7 @@ from fastvim.training.drop_path import draw_by_image
 from fastvim.training.optimizer import Schedule, build_optimizer
 from fastvim.training.recipe import Recipe
 from fastvim.training.recorder import Recorder
+from fastvim.training.responses import Responder, Response
 from fastvim.training.seeds import derive_seed
 
 
@@ -23,6 +24,7 @@ class StepResult:
     loss: Tensor
     grad_norm: Tensor
     lr: float
+    response: Response | None = None  # To a spike, where one was given.
 
 
 class Trainer:
@@ -39,6 +41,7 @@ class Trainer:
         device: torch.device,
         precision: str,
         recorder: Callable[[nn.Module], Recorder] | None = None,
+        responder: Responder | None = None,
     ) -> None:
         """`recorder` makes what watches the model, where anything does."""
         self.model = model.to(device).train()
@@ -51,6 +54,7 @@ class Trainer:
         self._seed, self._device, self._precision = seed, device, precision
         self._draws = draw_by_image(self.model, seed)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.responder = responder
         # After the average was copied, which nobody watches.
         self.recorder = None if recorder is None else recorder(self.model)
 
@@ -73,16 +77,28 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self._recipe.clip_grad is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._recipe.clip_grad, norm)
-        lr = self.schedule.set(number)
-        self.scaler.step(self.optimizer)
+        response = self._judge(number, loss, norm)
+        limits = [self._recipe.clip_grad, response.max_norm if response else None]
+        limits = [limit for limit in limits if limit is not None]
+        if limits:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, min(limits), norm)
+        lr = self.schedule.set(number, self.responder.lr_factor if self.responder else 1.0)
+        if response is None or response.takes_step:
+            self.scaler.step(self.optimizer)
+            if self.average is not None:
+                self.average.update(self.model)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.model)
         if self.recorder is not None:
             self.recorder.after_step(loss, norm)
-        return StepResult(loss, norm, lr)
+        return StepResult(loss, norm, lr, response)
+
+    def _judge(self, number: int, loss: Tensor, norm: Tensor) -> Response | None:
+        if self.responder is None:
+            return None
+        # The scaler leaves out a step whose scaled gradient overflowed, and scales the next less.
+        if self.scaler.is_enabled() and not norm.isfinite() and loss.isfinite():
+            return None
+        return self.responder.judge(number + 1, loss.item(), norm.item())
 
     def accumulate(self, number: int, images: Tensor, targets: Tensor) -> Tensor:
         """Add the gradients of the mean loss over the global batch, micro-batch by micro-batch."""

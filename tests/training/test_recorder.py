@@ -211,8 +211,6 @@ def test_a_state_with_fewer_quantities_leaves_the_ring_empty(tmp_path):
         "recorder_samples": torch.zeros(3, 16, dtype=torch.long),
     }
     recorder.resume(older, np.array([[1, 2.0], [2, 2.0], [3, 2.0]]))
-    recorder.before_step()
-    recorder.after_step(torch.tensor(2.0), torch.tensor(1.0))
     assert recorder.state() == {}
 
 
