@@ -23,6 +23,7 @@ from fastvim.reports.words import answers
 from fastvim.stability import Episode
 from fastvim.stability.episodes import CLASSES
 from fastvim.training.recorder import recorded_summary
+from fastvim.training.responses import read_responses
 
 # A leading dot keeps it from being taken for a run.
 VARIANTS = ".variants"
@@ -81,6 +82,10 @@ def _of_run(runs: list[StudyRun], differing: Mapping[str, list]) -> list[Record]
             events.text("loss spikes", _episode_text(episode, run.record.directory)),
         )
         for episode in run.curves.episodes
+    ]
+    records += [
+        (response.step, events.text("responses to spikes", response.sentence))
+        for response in read_responses(run.record.directory)
     ]
     return records
 

@@ -30,8 +30,8 @@ from fastvim.stability.episodes import NONFINITE, Event
 
 FOLDER = "episodes"
 RING = 64
-# Delta and the state are computed again, so only for the first images of a forward pass...
-REPEATED_IMAGES = 2
+# Delta and the state are computed again, so only for the first image of a forward pass...
+REPEATED_IMAGES = 1
 # ... and the state for this many channels, evenly spaced, and after the last step of each
 # direction alone: no kernel keeps the states, and all of them would be the costliest tensor.
 STATE_CHANNELS = 32

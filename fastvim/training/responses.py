@@ -123,7 +123,7 @@ class Responder:
         return None
 
     def keeps(self, step: int) -> bool:
-        """Whether the state after `step` is to be kept, for `kept`."""
+        """Whether the state after `step` is to be kept; then write it and call `keep`."""
         calm = self._detector.excursion is None
         return self._kind == "roll_back" and step % self._every == 0 and calm
 

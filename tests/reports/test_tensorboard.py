@@ -122,11 +122,15 @@ def test_a_divergence_and_a_spike_are_marked_as_text(board, tmp_path):
     (directory / "episodes").mkdir()
     said = json.dumps({"summary": "block 1, state (rms), grew 9-fold"})
     (directory / "episodes" / f"{curves.episodes[0].start_step:g}.json").write_text(said)
+    line = json.dumps({"step": 121, "response": "skip", "reason": "a loss of 9"})
+    (directory / "responses.jsonl").write_text(line + "\n")
     run = replace(hot, curves=curves, record=replace(hot.record, directory=directory))
     write_board(replace(study, runs=(run,)), tmp_path / "out")
     ((step, text),) = texts(read(directory), "loss spikes")
     assert step == 122 and "recovered" in text
     assert text.endswith("The recorder: block 1, state (rms), grew 9-fold.")
+    response = (121, "step 121: a loss of 9; the step was skipped")
+    assert texts(read(directory), "responses to spikes") == [response]
 
 
 def test_writing_again_changes_nothing_and_piles_nothing_up(output):

@@ -76,13 +76,13 @@ def test_it_acts_is_recorded_and_a_resumed_run_is_the_same(
     elif kind == "roll_back":
         assert response.to_step == 18
         assert torch.equal(after, seen[18][0]) and not torch.equal(before, after)
+    elif kind == "lower_lr":
+        train_run(**settings(**LONG), directory=tmp_path / "without")
+        ratio = rows["lr"] / history(tmp_path / "without")["lr"]
+        assert ratio == pytest.approx(np.where(rows["step"] >= DAMAGED, 0.5, 1.0), rel=1e-6)
+        assert not (tmp_path / "without" / "responses.jsonl").exists()
     if kind != "skip":
         assert not torch.equal(before, after)
-    train_run(**settings(**LONG), directory=tmp_path / "without")
-    ratio = rows["lr"] / history(tmp_path / "without")["lr"]
-    expected = np.where(rows["step"] >= DAMAGED, 0.5 if kind == "lower_lr" else 1.0, 1.0)
-    assert ratio == pytest.approx(expected, rel=1e-6)
-    assert not (tmp_path / "without" / "responses.jsonl").exists()
 
     # Before the spike, and while its episode is open.
     for step in (DAMAGED - 2, DAMAGED + 1):
@@ -127,7 +127,7 @@ def test_a_damaged_state_to_go_back_to_is_named(settings, damage, tmp_path):
     arguments = settings(response="roll_back", **LONG)
     interrupt(arguments, tmp_path, DAMAGED - 1)
     (tmp_path / "rollback-18.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="rollback-18.safetensors: the run cannot go back to it"):
+    with pytest.raises(UserError, match=r"rollback-18\.safetensors: the run cannot go back to it"):
         train_run(**arguments, directory=tmp_path)
 
 
