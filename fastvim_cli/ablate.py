@@ -27,7 +27,15 @@ class Jobs(click.IntRange):
 
     def convert(self, value, param, ctx):
         """None for `auto`."""
-        return None if value == "auto" else super().convert(value, param, ctx)
+        if value == "auto":
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if not self.min <= number <= self.max:
+            self.fail(f"{value!r} is neither auto nor from {self.min} to {self.max}", param, ctx)
+        return number
 
 
 @click.command("ablate")
@@ -78,10 +86,15 @@ def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs
 
 
 def _print_plan(plan, runs, store, jobs: int) -> None:
+    import torch
+
     from fastvim.experiments.estimate import estimate
+    from fastvim.experiments.workers import threads_each
     from fastvim_cli.display import console, duration, table
 
     rows = table("run", "state", ">time", "rests on", "folder")
+    if jobs > 1:  # A step is tried out with the threads that a run will have.
+        torch.set_num_threads(threads_each(jobs))
     estimates = estimate(runs, store)
     counts: dict[str, int] = {}
     for run in runs:

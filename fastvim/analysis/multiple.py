@@ -44,7 +44,7 @@ def verdict_level(seeds: int, family: int, alpha: float = 0.05) -> float:
         return alpha
     if seeds == 3:
         return 0.8 * alpha
-    return (0.7 if family == 1 else 0.4) * alpha
+    return (0.6 if family == 1 else 0.4) * alpha
 
 
 def _or_one(p_value: float | None) -> float:

@@ -1,5 +1,6 @@
 """How long runs will take: from earlier runs of the same settings, or measured on a few steps."""
 
+import heapq
 import json
 import time
 from collections.abc import Iterable
@@ -23,6 +24,14 @@ class Estimate:
 
     seconds: float | None
     basis: str
+
+
+def seconds_side_by_side(seconds: Iterable[float], jobs: int) -> float:
+    """Seconds until the last run ends, where each of `jobs` takes the next when it is free."""
+    ends = [0.0] * jobs
+    for each in seconds:
+        heapq.heapreplace(ends, ends[0] + each)
+    return max(ends)
 
 
 def estimate(runs: Iterable[Run], store: Store) -> dict[str, Estimate]:

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from fastvim.experiments import sharing, workers
+from fastvim.experiments.estimate import seconds_side_by_side
 from fastvim.experiments.experiment import load
 from fastvim.experiments.plan import identified_runs, make_plan
 from fastvim_cli.main import main
@@ -47,6 +48,20 @@ def test_a_gpu_is_not_shared(four_cores, monkeypatch):
 @pytest.mark.parametrize(("count", "threads"), [(1, 4), (2, 2), (3, 1), (4, 1), (9, 1)])
 def test_cores_are_shared_out(four_cores, count, threads):
     assert workers.threads_each(count) == threads
+
+
+def test_time_of_runs_side_by_side():
+    assert seconds_side_by_side([5, 3, 3, 4], 1) == 15
+    assert seconds_side_by_side([5, 3, 3, 4], 2) == 9  # 5 + 4 beside 3 + 3
+    assert seconds_side_by_side([5, 3], 4) == 5
+    assert seconds_side_by_side([], 2) == 0
+
+
+@pytest.mark.parametrize("value", ["x", "0", "65", "1.5", ""])
+def test_other_numbers_of_jobs_are_refused_with_the_range(value):
+    result = CliRunner().invoke(main, ["ablate", "pooling-alternation", "--jobs", value])
+    assert result.exit_code == 2
+    assert f"{value!r} is neither auto nor from 1 to 64" in result.output
 
 
 @pytest.mark.slow
