@@ -82,7 +82,7 @@ def test_skewed_noise_of_the_variants_alone(n, variants):
 def test_a_family_is_judged_at_the_level_of_its_strictest_comparison():
     values = {"base": {0: 80.0, 1: 80.1, 2: 80.2, 3: 80.0}, "a": {0: 81.0, 1: 81.2, 2: 81.4}}
     values["b"] = {0: 81.0, 1: 81.4, 2: 81.1, 3: 81.0}
-    assert verdict_level(3, 2) > verdict_level(4, 2)
+    assert verdict_level(3, 2) > verdict_level(4, 1) > verdict_level(4, 2)
     judged = judge_pairs(values, [("a", "base"), ("b", "base")], claims(["a", "b"], THERE), HERE)
     assert [c.verdict_level for _, _, c in judged] == pytest.approx([0.02, 0.02])
     assert all("judged at 98 %" in v.reason for _, v, _ in judged)
