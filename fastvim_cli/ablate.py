@@ -1,5 +1,6 @@
 """`fastvim ablate`: train the variants and write the comparison."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs
 def _print_plan(plan, runs, store, jobs: int) -> None:
     import torch
 
-    from fastvim.experiments.estimate import estimate
+    from fastvim.experiments.estimate import estimate, seconds_side_by_side
     from fastvim.experiments.workers import threads_each
     from fastvim_cli.display import console, duration, table
 
@@ -98,12 +99,15 @@ def _print_plan(plan, runs, store, jobs: int) -> None:
     estimates = estimate(runs, store)
     counts: dict[str, int] = {}
     for run in runs:
-        state = store.state(run)
+        record, problems = store.lookup(run)
+        elsewhere = store.elsewhere(run) if record is None else None
+        state = f"{elsewhere.state} elsewhere" if elsewhere else store.state(run)
         counts[state] = counts.get(state, 0) + 1
         guess = estimates.get(run.identity)
         time = duration(guess.seconds) if guess else "-"
-        record, problems = store.lookup(run)
         folder = record.directory.name if record else run.directory_name
+        if elsewhere:  # It will be taken from there, not trained again.
+            folder = os.path.relpath(elsewhere.directory)
         rows.add_row(run.name, state, time, guess.basis if guess else "", folder)
         for problem in problems:
             click.echo(f"skipped: {problem}", err=True)
@@ -113,11 +117,11 @@ def _print_plan(plan, runs, store, jobs: int) -> None:
     known = [guess.seconds for guess in estimates.values() if guess.seconds is not None]
     missing = len(estimates) - len(known)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    left = duration(sum(known)) if known else ("nothing" if not estimates else "unknown")
+    together = seconds_side_by_side(known, jobs)
+    left = duration(together) if known else ("nothing" if not estimates else "unknown")
     unknown = f" and {missing} of unknown time" if missing and known else ""
-    out.print(f"{len(runs)} runs: {summary}. To train, one after the other: {left}{unknown}.")
-    if estimates:
-        out.print(f"{_sharing(jobs)}.")
+    how = f", {_sharing(jobs)}" if estimates else ""
+    out.print(f"{len(runs)} runs: {summary}. To train{how}: {left}{unknown}.")
 
 
 def _sharing(jobs: int) -> str:

@@ -40,7 +40,7 @@ def estimate(runs: Iterable[Run], store: Store) -> dict[str, Estimate]:
     measured: dict[str, Estimate] = {}
     found = {}
     for run in runs:
-        if store.state(run) in FINAL:
+        if store.state(run) in FINAL or store.elsewhere(run) is not None:
             continue
         key = _key(run.config)
         if key in earlier:

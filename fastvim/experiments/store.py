@@ -187,6 +187,11 @@ class Store:
 
         Finished files are replaced, never changed, so links are safe to share.
         """
+        record = self.elsewhere(run)
+        return None if record is None else self._copy(run, record)
+
+    def elsewhere(self, run: Run) -> RunRecord | None:
+        """The same run, finished, in a sibling output folder."""
         for folder in self.siblings():
             for directory in self._candidates(run, folder):
                 try:
@@ -194,7 +199,7 @@ class Store:
                 except BrokenRun:
                     continue
                 if record.run.identity == run.identity and record.state in FINAL:
-                    return self._copy(run, record)
+                    return record
         return None
 
     def _copy(self, run: Run, record: RunRecord) -> RunRecord | None:

@@ -194,8 +194,11 @@ def test_dry_run_shows_states_and_writes_nothing(finished, monkeypatch):
     before = sorted(folder.rglob("*"))
     result = fastvim("ablate", "tiny.yaml", "-o", "out/tiny", "--seeds", "3", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "6 runs: 4 done, 2 new." in result.output
+    assert "6 runs: 4 done, 2 new. To train, 1 at a time, " in result.output
     assert result.output.count("an earlier run") == 2
+    result = fastvim("ablate", "tiny.yaml", "-o", "out/other", "--seeds", "3", "--dry-run")
+    assert "6 runs: 4 done elsewhere, 2 new." in result.output
+    assert result.output.count("out/tiny/runs/") == 4
     assert sorted(folder.rglob("*")) == before
 
 
