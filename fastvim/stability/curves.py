@@ -61,8 +61,8 @@ def choose_tags(available: list[str], wanted: tuple[str, ...], source: str) -> l
         found = found or [tag for tag in available if fnmatch.fnmatchcase(tag, pattern)]
         if not found:
             raise UserError(
-                f"{source}: no tag {pattern!r}{nearest(pattern, available)}; there are: "
-                f"{_listed(available)}"
+                f"{source}: no tag {pattern!r}; there are: {_listed(available)}"
+                f"{nearest(pattern, available)}"
             )
         chosen += [tag for tag in found if tag not in chosen]
     return chosen
@@ -71,3 +71,12 @@ def choose_tags(available: list[str], wanted: tuple[str, ...], source: str) -> l
 def _listed(tags: list[str], most: int = 30) -> str:
     shown = ", ".join(sorted(tags)[:most])
     return shown + (f" and {len(tags) - most} more" if len(tags) > most else "")
+
+
+def current(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that count, (n,) each: without those that a resumed run went back over."""
+    resumed = np.full(len(steps) + 1, np.inf)
+    back = np.flatnonzero(steps[1:] < steps[:-1]) + 1
+    resumed[back] = steps[back]
+    kept = steps < np.minimum.accumulate(resumed[::-1])[::-1][1:]
+    return steps[kept], values[kept]

@@ -29,6 +29,8 @@ from fastvim.stability.settings import Settings
 
 # A run above `calm` is an episode where its heights add up to this many thresholds.
 RUN_SUM = 3.0
+# Places of the past that are remembered, for a run that goes back: between half as many and this.
+PLACES = 64
 
 
 class SpikeDetector:
@@ -48,6 +50,9 @@ class SpikeDetector:
         self.run_length = 0
         self.run_sum = 0.0  # of the heights in it
         self.last_step = -math.inf
+        # (step, level, sigma) every `stride` values learnt from, to go back to.
+        self.places: list[tuple[float, float, float]] = []
+        self.stride = self.settings.young
 
     @property
     def open_episode(self) -> Episode | None:
@@ -92,6 +97,7 @@ class SpikeDetector:
             "detector": _numbers(self),
             "episodes": [asdict(episode) for episode in self.episodes],
             "excursion": asdict(self.excursion) if self.excursion else None,
+            "places": [list(place) for place in self.places],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -100,6 +106,7 @@ class SpikeDetector:
         vars(self).update(state["detector"])
         self.episodes = [Episode(**fields) for fields in state["episodes"]]
         self.excursion = Excursion(**state["excursion"]) if state["excursion"] else None
+        self.places = [tuple(place) for place in state["places"]]
 
     def _segment(self, steps: list, values: list, begin: int, stop: int) -> list[Event]:
         """Values `begin` to `stop`, whose steps do not go back within."""
@@ -107,10 +114,16 @@ class SpikeDetector:
         position = begin
         while position < stop:
             if self.excursion is None:
-                position = self.baseline.learn_ordinary(values, position, stop)
-                if position == stop:
-                    break
+                # As far as the next place to remember, wherever the calls begin and end.
+                due = self.stride - self.baseline.count % self.stride
+                reach = min(stop, position + due)
+                position = self.baseline.learn_ordinary(values, position, reach)
+                if position == reach:
+                    self._remember(steps[position - 1])
+                    continue
                 events += self._look(steps[position], values[position])
+                if self.excursion is None:
+                    self._remember(steps[position])
             else:
                 episode = self.excursion.add(steps[position], values[position])
                 if episode is not None:
@@ -179,8 +192,29 @@ class SpikeDetector:
             gone.append(self.excursion.close(False))
             self.excursion = None
         if self.excursion is None:
-            self.baseline.start_afresh(step, self.baseline.level)
+            self._go_back(step)
         return [Event("replaced", episode) for episode in gone]
+
+    def _remember(self, step: float) -> None:
+        """Note the level at a place that is due; half the places go when there are too many."""
+        if self.baseline.count % self.stride:
+            return
+        self.places.append((step, self.baseline.level, self.baseline.sigma))
+        if len(self.places) == PLACES:
+            self.places = self.places[1::2]
+            self.stride *= 2
+
+    def _go_back(self, step: float) -> None:
+        """Take the level that the curve had at `step`; before the first place start from nothing."""
+        later = [place for place in self.places if place[0] >= step]
+        self.places = [place for place in self.places if place[0] < step]
+        if not self.places:
+            self.baseline, self.stride = Baseline(self.settings), self.settings.young
+            return
+        now = (self.last_step, self.baseline.level, self.baseline.sigma)
+        at, levels, sigmas = zip(self.places[-1], (later or [now])[0], strict=True)
+        self.baseline.sigma = float(np.interp(step, at, sigmas))
+        self.baseline.start_afresh(step, float(np.interp(step, at, levels)))
 
 
 def _numbers(owner: object) -> dict:

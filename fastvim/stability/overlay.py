@@ -16,6 +16,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastvim.files import write_atomic
+from fastvim.stability.curves import current
 from fastvim.stability.readers import REVIEWED
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, number, steps, words
@@ -64,17 +65,19 @@ def _event(now: float, step: float, value: Summary.Value) -> bytes:
 
 def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
     """The trend outside episodes and the values inside them, by step; (n,) each."""
-    outside = np.isfinite(entry.trend[1])
-    at, values = [entry.trend[0][outside]], [entry.trend[1][outside]]
+    trend_steps, trend = current(*entry.trend)
+    logged_steps, logged = current(entry.curve.steps, entry.curve.values)
+    outside = np.isfinite(trend)
+    at, values = [trend_steps[outside]], [trend[outside]]
     for episode in entry.episodes:
         inside = np.flatnonzero(
-            (entry.curve.steps >= episode.start_step) & (entry.curve.steps <= episode.end_step)
+            (logged_steps >= episode.start_step) & (logged_steps <= episode.end_step)
         )
         stride = max(-(-len(inside) // EPISODE_POINTS), 1)
-        peak = inside[entry.curve.steps[inside] == episode.peak_step][:1]
+        peak = inside[logged_steps[inside] == episode.peak_step][:1]
         drawn = np.unique(np.concatenate([inside[::stride], peak]))
-        at.append(entry.curve.steps[drawn])
-        values.append(entry.curve.values[drawn])
+        at.append(logged_steps[drawn])
+        values.append(logged[drawn])
     order = np.argsort(np.concatenate(at), kind="stable")
     return np.concatenate(at)[order], np.concatenate(values)[order]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,11 @@ class Outputs:
                 raise UserError(f"{path} is a folder; give the file to write")
             if any(path.exists() and path.resolve() == Path(log).resolve() for log in logs):
                 raise UserError(f"{path} is one of the logs; writing it would overwrite the log")
+        if self.json not in (None, STANDARD_OUTPUT) and not _replaceable(self.json):
+            raise UserError(
+                f"--json {self.json}: the file is there and no earlier review; --json takes the "
+                "path behind it as the file to write: put --json last to write to standard output"
+            )
 
     def write(self, reviews: list[Review], baselines: list[Review]) -> tuple[str, list[Path]]:
         """Write the files; the text for standard output and the paths written."""
@@ -64,6 +70,20 @@ class Outputs:
 
             written += write_overlay(everything, self.tensorboard)
         return text, written
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether nothing but an earlier review's JSON is lost by writing `path`."""
+    try:
+        content = path.read_text(errors="replace")
+        entries = json.loads(content) if content.strip() else []
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict) and "spike_score" in entry for entry in entries
+    )
 
 
 def review_paths(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -99,14 +100,16 @@ def review_curves(curves: list[LoggedCurve], settings: Settings | None = None) -
 def compare(reviews: list[Review], baselines: list[Review]) -> None:
     """Set each review's `comparison` with the baseline's review of the same tag.
 
-    Differences are of the run minus the baseline. A run with a tag that the baseline lacks is
-    compared where the baseline has a single tag. Raises UserError where that cannot be.
+    Differences are of the run minus the baseline. Tags are the same that differ in punctuation
+    (train/loss, train_loss); another is compared where the baseline has a single one. Raises
+    UserError where that cannot be.
     """
     by_tag = {base.curve.tag: base for base in baselines}
+    by_words = {_words(tag): base for tag, base in by_tag.items()}
     for run in reviews:
         if any(run.curve.path == base.curve.path for base in baselines):
             continue
-        base = by_tag.get(run.curve.tag)
+        base = by_tag.get(run.curve.tag) or by_words.get(_words(run.curve.tag))
         if base is None and len(baselines) == 1:
             base = baselines[0]
         if base is None:
@@ -123,6 +126,10 @@ def compare(reviews: list[Review], baselines: list[Review]) -> None:
             "final_level": _plain(run.final_level - base.final_level),
             "below_from_step": _below_from(run, base),
         }
+
+
+def _words(tag: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", tag.lower())
 
 
 def _below_from(run: Review, base: Review) -> float | None:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastvim.errors import UserError
+from fastvim.stability.curves import current
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, words
 
@@ -71,7 +72,12 @@ def draw(panel: Axes, entry: Review, base: Review | None = None) -> None:
     panel.plot(*envelope(steps[finite], values[finite]), color=LINE, linewidth=0.7)
     panel.plot(*current(*entry.trend), color=TREND, linewidth=1.0)
     if base is not None:
-        panel.plot(*base.trend, color=BASE, linewidth=1.2, linestyle="--", label="baseline")
+        at, levels = current(*base.trend)
+        # A longer baseline would press the curve together.
+        near = at <= steps.max() if len(steps) else at > -np.inf
+        panel.plot(
+            at[near], levels[near], color=BASE, linewidth=1.2, linestyle="--", label="baseline"
+        )
         panel.legend(loc="upper right", fontsize=8, frameon=False)
     positive = finite.any() and values[finite].min() > 0
     if positive and values[finite].max() > LOGARITHMIC * values[finite].min():
@@ -108,15 +114,6 @@ def _mark(panel: Axes, entry: Review, steps: np.ndarray, values: np.ndarray) -> 
             color=colour,
             fontsize=8,
         )
-
-
-def current(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values that count: without those a resumed run went back over."""
-    resumed = np.full(len(steps) + 1, np.inf)
-    back = np.flatnonzero(steps[1:] < steps[:-1]) + 1
-    resumed[back] = steps[back]
-    kept = steps < np.minimum.accumulate(resumed[::-1])[::-1][1:]
-    return steps[kept], values[kept]
 
 
 def envelope(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

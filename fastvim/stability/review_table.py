@@ -114,8 +114,11 @@ def _episodes(reviews: list[Review]) -> Table:
 
 def losses(reviews: list[Review]) -> list[str]:
     """What could not be read of the logs, one line each."""
-    return list(
-        dict.fromkeys(
-            f"{review.curve.path}: {loss}" for review in reviews for loss in review.curve.lost
-        )
-    )
+    every = [(review.curve.path, loss) for review in reviews for loss in review.curve.lost]
+    return list(dict.fromkeys(_located(path, loss) for path, loss in every))
+
+
+def _located(path: str, loss: str) -> str:
+    """A loss, which begins with the name of its file, with the path of its log."""
+    own = f"{os.path.basename(path)}: "
+    return f"{path}: {loss.removeprefix(own)}"

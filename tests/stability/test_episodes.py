@@ -156,6 +156,14 @@ def test_a_resumed_run_replaces_what_it_went_back_over():
     assert [episode.start_step for episode in detector.episodes] == [1200]
 
 
+@pytest.mark.parametrize("back", [0, 5, 60, 250])
+def test_a_run_that_goes_back_up_its_falling_loss_is_no_episode(back):
+    falling = TREND[0] + 4 * np.exp(-X / 150) + NOISE
+    steps = np.concatenate([X[:600], X[back:]])
+    again = np.concatenate([falling[:600], falling[back:] + bump(1200, 3, 5)[back:]])
+    assert [episode.start_step for episode in detect(steps, again)] == [1200]
+
+
 def test_started_comes_with_the_outlier():
     detector = SpikeDetector()
     values = TREND + NOISE + bump(1500, 2, 20)

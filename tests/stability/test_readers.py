@@ -191,7 +191,12 @@ def test_tags_are_chosen(tmp_path):
         ("a.csv", "", (), "a.csv: no values in it"),
         ("a.csv", "step,loss\n", (), "a.csv: no values in it"),
         ("a.csv", "step,acc,lr\n1,2,3\n", (), "no tag is a loss.*--tag from: acc, lr"),
-        ("a.csv", "step,loss\n1,2\n", ("los",), "no tag 'los', did you mean 'loss'"),
+        (
+            "a.csv",
+            "step,loss\n1,2\n",
+            ("los",),
+            "there are: loss, did you mean 'loss'",
+        ),
         ("a.json", '{"a": [1, 2', (), "a.json is not JSON"),
         ("a.jsonl", "[]\n", (), "no values in it .*1 line.s. skipped"),
         ("events.out.tfevents.1.h", "", (), "no values in it"),

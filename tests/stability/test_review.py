@@ -16,11 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastvim.errors import UserError
 from fastvim.stability import detect
-from fastvim.stability.curves import LoggedCurve
+from fastvim.stability.curves import LoggedCurve, current
 from fastvim.stability.follow import Follower, sentence
+from fastvim.stability.overlay import overlay_points
 from fastvim.stability.readers import read_curves
 from fastvim.stability.review import compare, review
-from fastvim.stability.review_plot import current, envelope
+from fastvim.stability.review_plot import envelope
 from fastvim_cli.logs import command
 
 COUNT = 2000
@@ -113,6 +114,15 @@ def test_baseline_without_the_tag():
         compare([one], others)
     compare([one], others[:1])
     assert one.comparison["below_from_step"] is None
+    same = review(LoggedCurve("c", "train/loss", X, CLEAN))
+    compare([same], [*others, review(LoggedCurve("b", "train_loss", X, CLEAN))])
+    assert same.comparison["tag"] == "train_loss"
+
+
+def test_the_overlay_is_of_what_was_not_gone_back_over():
+    steps, values = np.concatenate([X[:1000], X]), np.concatenate([CLEAN[:1000] + 3, CLEAN])
+    at, drawn = overlay_points(review(LoggedCurve("a", "loss", steps, values)))
+    assert (np.diff(at) > 0).all() and drawn[at > 500].max() < 3
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
@@ -166,6 +176,7 @@ def test_tensorboard_overlay(logs, tmp_path):
         (["spiked.csv", "--plot", "a.gif"], "the ending says the format"),
         (["spiked.csv", "--json", "."], "is a folder"),
         (["spiked.csv", "--json", "spiked.csv"], "would overwrite the log"),
+        (["--json", "spiked.csv", "clean.csv"], "--json spiked.csv: the file is there"),
         (["spiked.csv", "--baseline", "other.csv"], "other.csv: no such file"),
         (["empty.csv"], "no values in it"),
     ],
@@ -179,6 +190,7 @@ def test_bad_input(logs, monkeypatch, arguments, message):
     assert result.exit_code == 2, result.output
     assert message in result.output and "Traceback" not in result.output
     assert sorted(path.name for path in logs.iterdir()) == ["clean.csv", "empty.csv", "spiked.csv"]
+    assert (logs / "spiked.csv").read_text().startswith("step,train_loss")
 
 
 def test_follower_reports_as_the_log_grows(tmp_path):
