@@ -205,7 +205,7 @@ class SpikeDetector:
             self.stride *= 2
 
     def _go_back(self, step: float) -> None:
-        """Take the level that the curve had at `step`; before the first place start from nothing."""
+        """Take the level that the curve had at `step`; before any place, start from nothing."""
         later = [place for place in self.places if place[0] >= step]
         self.places = [place for place in self.places if place[0] < step]
         if not self.places:
