@@ -159,6 +159,8 @@ def check_pretrained(config: RunConfig, settings: "Layer") -> None:
         hint = ""
         if field == "image_size" and fields[-1] == field:
             hint = f"; to interpolate position embeddings, set {SECTION}.{INTERPOLATE}: true"
+        elif field == "image_size":
+            hint = "; position embeddings of timm's models are not interpolated"
         keys = [f"{each}.{field}" for each in ("pretrained.model", "model")]
         keys += [f"{each}.{field}" for each in ("pretrained.data", "data")]
         raise UserError(

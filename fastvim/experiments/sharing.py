@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fastvim.experiments.schema import RunConfig
 from fastvim.experiments.store import Run
 from fastvim.experiments.workers import cores
+from fastvim.models.config import ModelConfig
 
 # Elements of a step (tokens x batch x inner width x layers) up to which a second thread mostly
 # waits: fastvim_pico with batches of 100 (7.5e6) is below, fastvim_nano with 128 (4e7) above.
@@ -27,8 +28,13 @@ def choose_jobs(runs: Sequence[Run]) -> int:
 
 
 def _is_small(config: RunConfig) -> bool:
-    grid = getattr(config.model, "grid_size", None)
-    if grid is None:  # A model of timm, whose size is not known before it is built.
+    model = config.model
+    if isinstance(model, ModelConfig):
+        rows, cols = model.grid_size
+        width, depth = model.d_inner, model.depth
+    elif model.patch_size and model.embed_dim and model.depth:
+        rows, cols = (size // model.patch_size for size in model.image_size)
+        width, depth = 2 * model.embed_dim, model.depth
+    else:  # A model of timm, whose size is not known before it is built.
         return False
-    tokens = grid[0] * grid[1] * config.training.forward_size
-    return tokens * config.model.d_inner * config.model.depth <= SMALL_STEP
+    return rows * cols * config.training.forward_size * width * depth <= SMALL_STEP

@@ -28,6 +28,8 @@ def four_cores(monkeypatch):
 def test_small_models_go_side_by_side_and_large_ones_one_by_one(four_cores):
     assert jobs("pooling-alternation", "quick") == 4
     assert jobs("pooling-alternation", "quick", "training.batch_size=1000") == 1
+    # With a vision transformer of timm's, whose size the file says.
+    assert jobs("mae-recipe", "quick") == 4
 
 
 def test_one_large_run_is_enough_even_a_pretraining(four_cores):
