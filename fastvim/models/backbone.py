@@ -104,7 +104,9 @@ class VisionMamba(nn.Module):
                 f"images are {tuple(x.shape[1:])}; this model takes "
                 f"{(self.config.in_channels, *self.config.image_size)} (see set_input_size)"
             )
-        tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
+        # Laid out anew once: sums keep their first operand's layout, so a transposed one would go
+        # through every residual, copied by every norm.
+        tokens = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         if self.cls_token is not None:
             place = self.class_token_place
             class_token = self.cls_token.expand(tokens.shape[0], -1, -1)

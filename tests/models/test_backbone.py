@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from fastvim.errors import UserError
-from fastvim.kernels import use_backend
+from fastvim.kernels import backends, use_backend
 from fastvim.models import create_model, resolve_config
+
+needs_cpu_backend = pytest.mark.skipif(
+    backends.available()["cpu"] is not None, reason=f"cpu backend: {backends.available()['cpu']}"
+)
 
 
 def images(model, batch=2):
@@ -188,13 +192,28 @@ def test_unknown_presets_are_named():
         create_model("fastvim_tny")
 
 
-@pytest.mark.slow
-def test_torch_compile_agrees():
+def test_every_block_gets_tokens_side_by_side():
     model = create_model("fastvim_femto")
-    x = images(model)
-    with use_backend("reference"):
-        expected = model(x)
-        torch.testing.assert_close(torch.compile(model)(x), expected, rtol=1e-4, atol=1e-5)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    model(images(model))
+    assert seen == [True] * len(model.blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu_backend)])
+def test_torch_compile_agrees(backend):
+    """As one graph, forward and gradients."""
+    model = create_model("fastvim_femto")
+    x, parameters = images(model), list(model.parameters())
+    results = []
+    with use_backend(backend):
+        for run in (model, torch.compile(model, fullgraph=True)):
+            y = run(x)
+            results.append((y, *torch.autograd.grad(y.square().sum(), parameters)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "matters"), [("vim_femto", False), ("fastvim_femto", True)])
