@@ -281,9 +281,10 @@ def _legend(figure: Figure, variants: Sequence[str], narrow: bool, more: list) -
         Line2D([], [], linewidth=2.5, label=plain(name), **look(position))
         for position, name in enumerate(variants)
     ]
-    longest = max(len(plain(name)) for name in variants)
-    columns = max(1, min(len(handles) + len(more), (52 if narrow else 115) // (longest + 7)))
-    figure.legend(handles=[*handles, *more], loc="outside upper left", ncols=columns)
+    handles += more
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, min(len(handles), (52 if narrow else 115) // (longest + 7)))
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
 FIGURES: dict[str, Callable[..., Figure | None]] = {

@@ -261,3 +261,14 @@ def test_spikes_are_marked_where_they_are(study):
 def test_a_divergence_is_marked(study):
     figure = figures.draw_curves(study)
     assert any(line.get_marker() == "X" for line in figure.axes[0].lines)
+
+
+def test_the_legend_fits_a_phone(study):
+    short = dict(zip(study.variants, ("mean", "max", "hot"), strict=True))
+    variants = [{**v, "name": short[v["name"]]} for v in study.results["variants"]]
+    runs = tuple(replace(run, variant=short[run.variant]) for run in study.runs)
+    study = replace(study, runs=runs, results={**study.results, "variants": variants})
+    figure = figures.draw_curves(study, narrow=True)
+    figure.draw_without_rendering()
+    assert "loss no number" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
