@@ -1,6 +1,7 @@
 """`fastvim stability threshold`: the smallest model at which training is unstable."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -84,14 +85,23 @@ def threshold(vary, profile, backbone, seeds, minutes, sets, output, dry_run):
     output = output or Path("results") / f"threshold-{vary}-{backbone}-{profile}"
     if request.minutes is not None and not (output / REQUEST_FILE).exists():
         click.echo("Timing a few steps of each model ...", err=True)
-    plan, fit, _ = prepare(request, output)
+    with tempfile.TemporaryDirectory() as scratch:
+        # A study that is there was fitted before; otherwise a dry run leaves nothing behind.
+        fresh = dry_run and not (output / REQUEST_FILE).exists()
+        plan, fit, _ = prepare(request, Path(scratch) if fresh else output)
     recipe = plan.variants[0].config.training
     steps = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epochs"
-    time = "of unknown time" if request.minutes is None else duration(fit.seconds(recipe.steps))
+    if request.minutes is None:
+        time = (
+            "as long as the recipe takes, which was not measured (--budget MINUTES times a few "
+            "steps of each model here and shortens the runs to fit)"
+        )
+    else:
+        time = f"about {duration(fit.seconds(recipe.steps))}"
     click.echo(
         f"{len(plan.variants) * fit.seeds} runs of {steps} ({len(request.bodies)} widths and "
         f"depths, with and without the norm, learning rates "
-        f"{', '.join(f'x{rung:g}' for rung in fit.ladder)}, {fit.seeds} seeds): about {time}."
+        f"{', '.join(f'x{rung:g}' for rung in fit.ladder)}, {fit.seeds} seeds): {time}."
     )
     if (fit.seeds, fit.ladder) != (seeds, request.ladder):
         click.echo("The budget does not reach for all seeds and learning rates.")

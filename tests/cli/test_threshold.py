@@ -59,3 +59,13 @@ def test_bad_options_are_one_message(tmp_path):
     assert result.exit_code == 2
     assert "'widht'" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(threshold.BODIES["quick"], "width", ((16, 1),))
+    result = fastvim("stability", "threshold", *OPTIONS, "--dry-run", "-o", tmp_path / "out")
+    assert result.exit_code == 0 and "6 runs of 14 steps" in result.output
+    paper = ("--vary", "width", "--profile", "paper", "--dry-run", "-o", tmp_path / "paper")
+    result = fastvim("stability", "threshold", *paper)
+    assert result.exit_code == 0 and "--budget MINUTES times a few steps" in result.output
+    assert not list(tmp_path.iterdir())
