@@ -5,6 +5,7 @@ channels and sequences to fill a GPU; the number depends on the shape alone, so 
 not depend on the device.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,7 +98,8 @@ class ScanLaunches:
         count, channels, length = given.u.shape
         self.given = given
         self.directions, _, self.n_states = given.A.shape
-        groups = max(matrix.shape[1] if matrix.dim() == 4 else 1 for matrix in (given.B, given.C))
+        # A block of channels lies within a group of B and within one of C.
+        groups = math.lcm(*(m.shape[1] for m in (given.B, given.C) if m.dim() == 4))
         self.plan = plan_scan(
             count, channels, length, channels // groups, gated=given.z is not None
         )

@@ -1,5 +1,7 @@
 """Inputs and comparisons that the tests of the operators share."""
 
+import random
+
 import pytest
 import torch
 
@@ -48,6 +50,20 @@ def scan_inputs(
     }
 
 
+def random_scan_shape(draw: random.Random) -> dict:
+    """Arguments of `scan_inputs`; every backend is tested over the same ones."""
+    kinds = ("token", "fixed", 1, 2, 3, 6)
+    return {
+        "batch": draw.randint(1, 3),
+        "channels": draw.choice([6, 12, 18, 30, 66]),
+        "length": draw.choice([1, 2, 15, 16, 17, 33, 64, 67]),
+        "states": draw.choice([1, 2, 3, 8, 16, 17, 64]),
+        "B": draw.choice(kinds),
+        "C": draw.choice(kinds),
+        "options": draw.random() < 0.5,
+    }
+
+
 def mixer_inputs(
     batch=2,
     length=12,
@@ -76,6 +92,28 @@ def mixer_inputs(
         norm_bias=draw(channels) if norm else None,
     )
     return draw(batch, length, 2 * channels), weights
+
+
+def random_mixer_shape(draw: random.Random) -> tuple[tuple[int, int], dict, dict]:
+    """(rows, columns), arguments of `mixer_inputs` and settings of the mixer."""
+    batch, rows, columns = draw.randint(1, 3), draw.randint(1, 9), draw.randint(1, 9)
+    shape = {
+        "batch": batch,
+        "length": rows * columns,
+        "channels": draw.choice([4, 7, 16, 40, 64]),
+        "states": draw.choice([1, 3, 16]),
+        "rank": draw.choice([2, 5]),
+        "width": draw.randint(1, 5),
+        "conv_bias": draw.random() < 0.5,
+        "norm": draw.random() < 0.5,
+    }
+    settings = {
+        "pooling": draw.choice(["mean", "max", "sum"]),
+        "scale": draw.choice([1.0, 0.37]),
+        "merge": draw.choice(["mean", "sum"]),
+        "gate": draw.random() < 0.5,
+    }
+    return (rows, columns), shape, settings
 
 
 def layout(kind: str, rows: int, columns: int, batch: int) -> ScanLayout:

@@ -9,6 +9,7 @@ from operator_cases import (
     layout,
     mixer_inputs,
     needs_cpu_backend,
+    random_mixer_shape,
     relative_error,
     with_gradients,
 )
@@ -59,26 +60,10 @@ def test_gradcheck_of_the_definition():
 def test_random_shapes_and_options(kind, dtype):
     draw = random.Random(kind)
     for _ in range(7):
-        batch, rows, columns = draw.randint(1, 3), draw.randint(1, 9), draw.randint(1, 9)
-        xz, weights = mixer_inputs(
-            batch,
-            rows * columns,
-            channels=draw.choice([4, 7, 16, 40, 64]),
-            states=draw.choice([1, 3, 16]),
-            rank=draw.choice([2, 5]),
-            width=draw.randint(1, 5),
-            conv_bias=draw.random() < 0.5,
-            norm=draw.random() < 0.5,
-            dtype=dtype,
-        )
-        settings = {
-            "pooling": draw.choice(["mean", "max", "sum"]),
-            "scale": draw.choice([1.0, 0.37]),
-            "merge": draw.choice(["mean", "sum"]),
-            "gate": draw.random() < 0.5,
-        }
-        error = errors(xz, weights, layout(kind, rows, columns, batch), **settings)
-        assert error < TOLERANCE[dtype], (batch, rows, columns, settings)
+        grid, shape, settings = random_mixer_shape(draw)
+        xz, weights = mixer_inputs(**shape, dtype=dtype)
+        error = errors(xz, weights, layout(kind, *grid, shape["batch"]), **settings)
+        assert error < TOLERANCE[dtype], (grid, shape, settings)
 
 
 @needs_cpu_backend

@@ -5,13 +5,18 @@ import random
 
 import pytest
 import torch
-from operator_cases import needs_cpu_backend, relative_error, scan_inputs, with_gradients
+from operator_cases import (
+    needs_cpu_backend,
+    random_scan_shape,
+    relative_error,
+    scan_inputs,
+    with_gradients,
+)
 
 from fastvim.kernels import native, reference, selective_scan, use_backend
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-KINDS = ("token", "fixed", 1, 2, 3, 6)
 
 
 def scan_errors(inputs: dict) -> float:
@@ -52,16 +57,7 @@ def test_gradcheck_of_the_definition():
 def test_random_shapes(dtype):
     draw = random.Random(0)
     for _ in range(30):
-        inputs = scan_inputs(
-            draw.randint(1, 3),
-            draw.choice([6, 12, 18, 30, 66]),
-            draw.choice([1, 2, 15, 16, 17, 33, 64, 67]),
-            draw.choice([1, 2, 3, 8, 16, 17, 64]),
-            draw.choice(KINDS),
-            draw.choice(KINDS),
-            draw.random() < 0.5,
-            dtype,
-        )
+        inputs = scan_inputs(**random_scan_shape(draw), dtype=dtype)
         shapes = {name: tuple(t.shape) for name, t in inputs.items() if hasattr(t, "shape")}
         assert scan_errors(inputs) < TOLERANCE[dtype], shapes
 

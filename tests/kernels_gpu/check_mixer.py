@@ -1,9 +1,13 @@
 """The fused mixer by Triton against the definition, forward and all gradients."""
 
+import random
+
 import pytest
 import torch
 from comparisons import WHOLE, mixer_errors
+from interpreted_scan import INTERPRETED
 from operator_cases import LAYOUTS, layout
+from random_errors import random_mixer_errors
 
 from fastvim.kernels import mamba_ssm
 from fastvim.kernels.reference import ScanLayout
@@ -53,6 +57,13 @@ def check_ties_share_the_gradient_of_a_maximum(device):
     found = triton.pooled_mixer_backward(grad.to(device).float(), *there, tables, *kept, **settings)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f.double().cpu(), e, rtol=1e-4, atol=1e-5)
+
+
+def check_random_shapes(device):
+    """Those of the cpu backend; by the interpreter the small ones among them."""
+    draw, cases, steps = random.Random(1), *((2, 100) if INTERPRETED else (30, None))
+    for _ in range(cases):
+        assert_right(random_mixer_errors(device, torch.float32, draw, steps))
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])

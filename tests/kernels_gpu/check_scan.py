@@ -1,5 +1,6 @@
 """`selective_scan` by Triton against the definition, forward and all gradients."""
 
+import random
 import sys
 import types
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 import triton.language as tl
 from comparisons import WHOLE, scan_errors
+from interpreted_scan import INTERPRETED
 from operator_cases import scan_inputs
+from random_errors import random_scan_errors
 from triton import jit
 
 from fastvim.kernels import mamba_ssm, triton
@@ -22,6 +25,7 @@ SHAPES = {
     "B fixed": {"batch": 2, "channels": 5, "length": 9, "states": 3, "B": "fixed"},
     "C fixed": {"batch": 1, "channels": 4, "length": 9, "states": 2, "C": "fixed"},
     "groups": {"batch": 1, "channels": 4, "length": 6, "states": 2, "B": 2, "C": 2},
+    "groups that cross": {"batch": 1, "channels": 12, "length": 3, "states": 2, "B": 2, "C": 3},
     "groups of B alone": {"batch": 1, "channels": 4, "length": 6, "states": 2, "B": 4},
 }
 
@@ -31,6 +35,14 @@ SHAPES = {
 def check_shapes(device, name, options):
     errors = scan_errors(device, options=options, **SHAPES[name])
     assert max(errors.values()) < WHOLE[torch.float32], errors
+
+
+def check_random_shapes(device):
+    """Those of the cpu backend; by the interpreter the small ones among them."""
+    draw, cases, steps = random.Random(1), *((2, 200) if INTERPRETED else (30, None))
+    for _ in range(cases):
+        errors = random_scan_errors(device, torch.float32, draw, steps)
+        assert max(errors.values()) < WHOLE[torch.float32], errors
 
 
 @pytest.mark.parametrize("kind", ["token", "fixed"])

@@ -1,36 +1,23 @@
 """What the checks of the Triton kernels share. `test_triton.py` says how they are run."""
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "kernels")]
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from interpreted_scan import device_of_this_process, slices_at_a_time  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where the kernels run: the CPU by Triton's interpreter, else the GPU."""
-    return torch.device("cpu" if INTERPRETED else "cuda")
+    return device_of_this_process()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def scan_rows_at_a_time():
-    """Let the interpreter scan slices; gives its own way, which `check_scan.py` compares.
-
-    Its own way calls the combining function for each element, which takes a minute a test.
-    """
-    if not INTERPRETED:
-        yield None
-        return
-    from interpreted_scan import generic_scan
-    from triton.runtime import interpreter
-
-    original = interpreter.ScanOps.generic_scan
-    interpreter.ScanOps.generic_scan = generic_scan
-    yield original
-    interpreter.ScanOps.generic_scan = original
+    """The interpreter's own way of scanning, which `check_scan.py` compares."""
+    with slices_at_a_time() as original:
+        yield original

@@ -1,6 +1,35 @@
 """`tl.associative_scan` for Triton's interpreter, a slice at a time."""
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
 import numpy as np
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@contextlib.contextmanager
+def slices_at_a_time() -> Iterator[Callable | None]:
+    """Let the interpreter scan slices; gives its own way, None where nothing is interpreted.
+
+    Its own way calls the combining function for each element, which takes a minute a test.
+    """
+    if not INTERPRETED:
+        yield None
+        return
+    from triton.runtime import interpreter
+
+    original = interpreter.ScanOps.generic_scan
+    interpreter.ScanOps.generic_scan = generic_scan
+    yield original
+    interpreter.ScanOps.generic_scan = original
+
+
+def device_of_this_process() -> torch.device:
+    """Where the kernels run: the CPU by Triton's interpreter, else the GPU."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
 
 
 def generic_scan(self, inputs: list) -> list:
