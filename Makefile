@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench kernels-report lint clean help
+.PHONY: demo test peer bench kernels-report lint clean help
 
 help:
 	@echo "make demo   set everything up and run the main job: fastvim ablate pooling-alternation"
@@ -15,8 +15,18 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/fastvim ablate pooling-alternation
 
-test: $(VENV)/installed
+test: $(VENV)/installed peer
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# mamba-ssm's slow definition is a peer of the tests. Its Python alone: no CUDA build, no other torch.
+# Without a network the tests that need it skip, and everything else runs.
+peer: $(VENV)/installed
+	@test -e $(VENV)/peer || { \
+	  pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 20"; \
+	  $$pip "setuptools>=77" wheel packaging einops transformers && \
+	  MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE \
+	  $$pip --no-build-isolation --no-deps "mamba-ssm>=2.2" && touch $(VENV)/peer; } || \
+	  echo "mamba-ssm cannot be installed: the tests against its selective_scan_ref will skip"
 
 bench: $(VENV)/installed
 	@for script in $(filter-out %/timing.py %/kernel_costs.py %/kernels_report.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
