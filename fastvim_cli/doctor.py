@@ -3,11 +3,15 @@
 import click
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "pydantic", "safetensors", "rich")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @click.command("doctor")
 def command():
-    """Say what was found: versions, devices, which backends work and why others don't, data sets.
+    """Say what was found: versions, devices, kernel backends, data sets.
+
+    Each kernel backend that can run here computes a small case, whose error against the definition
+    is shown; one that fails it makes the exit code 1.
 
     \b
     Example:
@@ -41,18 +45,59 @@ def command():
     if not torch.cuda.is_available():
         rows.add_row("CUDA", "none")
     out.print(rows)
-    out.print(_backends(table("kernel backends", "")))
+    failures = _print_backends(out)
     out.print(_datasets(table("data sets", "", "where", "licence")))
+    if failures:
+        raise SystemExit(1)
 
 
-def _backends(rows):
+def _print_backends(out) -> int:
+    """The backend of each device and dtype, then every backend's state; how many are wrong."""
+    import torch
     from rich.markup import escape
 
+    from fastvim.errors import UserError
     from fastvim.kernels import backends
+    from fastvim_cli.display import table
 
+    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    chosen = table("kernel backend", *DTYPES)
+    for kind in kinds:
+        cells = []
+        for name in DTYPES:
+            try:
+                cells.append(backends.choose(kind, getattr(torch, name)))
+            except UserError as error:
+                cells.append(escape(str(error)))
+        chosen.add_row(f"on {kind}", *cells)
+    out.print(chosen)
+
+    failures = 0
+    rows = table("kernel backends", "", "largest error of a small case, gradients too (float32)")
     for name, reason in backends.available().items():
-        rows.add_row(name, "works" if reason is None else f"does not: {escape(reason)}")
-    return rows
+        if reason is not None:
+            rows.add_row(name, f"does not work: {escape(reason)}", "")
+            continue
+        for kind in kinds:
+            if backends.takes(name, kind, torch.float32):
+                said, error, right = _prove(name, torch.device(kind))
+                rows.add_row(name, f"{said} on {kind}", escape(error))
+                failures += not right
+    out.print(rows)
+    return failures
+
+
+def _prove(name: str, device) -> tuple[str, str, bool]:
+    """(`works` or not, the error, whether it is small) of a backend on a device."""
+    from fastvim.kernels.check import TOLERANCE, largest_error
+
+    try:
+        error = largest_error(name, device)
+    except Exception as problem:  # Whatever a compiler or a driver raises is the finding.
+        lines = str(problem).strip().splitlines() or [""]
+        return "FAILS", f"{type(problem).__name__}: {lines[0]}", False
+    right = error < TOLERANCE
+    return ("works" if right else "IS WRONG"), f"{error:.1e}", right
 
 
 def _datasets(rows):

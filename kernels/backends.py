@@ -122,13 +122,13 @@ def choose(device_type: str, dtype: torch.dtype) -> str:
     On a CUDA device that is `triton`: `mamba_ssm` is for comparisons, and runs only if forced.
     """
     if _forced is None:
-        if _takes("cpu", device_type, dtype) and native.REASON is None:
+        if takes("cpu", device_type, dtype) and native.REASON is None:
             return "cpu"
-        if device_type == "cuda" and _takes("triton", device_type, dtype):
+        if device_type == "cuda" and takes("triton", device_type, dtype):
             return "triton" if _triton_reason() is None else "reference"
         return "reference"
     require(_forced)
-    if not _takes(_forced, device_type, dtype):
+    if not takes(_forced, device_type, dtype):
         wanted = {
             "cpu": "float32 and float64 tensors on the CPU",
             "triton": "float32, bfloat16 and float16 tensors on a CUDA device",
@@ -140,7 +140,7 @@ def choose(device_type: str, dtype: torch.dtype) -> str:
     return _forced
 
 
-def _takes(name: str, device_type: str, dtype: torch.dtype) -> bool:
+def takes(name: str, device_type: str, dtype: torch.dtype) -> bool:
     """Whether backend `name` computes tensors of this kind."""
     if name == "reference":
         return True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from fastvim_cli.main import COMMANDS, main
@@ -298,8 +299,27 @@ def test_shell_completion(words, expected):
 def test_doctor_says_what_works_and_why_not():
     result = fastvim("doctor")
     assert result.exit_code == 0, result.output
-    assert "reference" in result.output and "works" in result.output
+    lines = result.output.splitlines()
+    proof = next(line.split() for line in lines if line.startswith("reference  "))
+    assert proof[1:4] == ["works", "on", "cpu"] and 0 < float(proof[4]) < 1e-5
+    assert next(line.split() for line in lines if line.startswith("on cpu"))[2] != "triton"
     assert "fashion-mnist-subset" in result.output and "found" in result.output
+
+
+def test_doctor_finds_a_backend_that_is_wrong(monkeypatch):
+    from fastvim.kernels import native, reference
+
+    if native.REASON is not None:
+        pytest.skip(f"no second backend: {native.REASON}")
+    right = reference.selective_scan
+
+    def wrong(u, *rest):
+        y, state = right(u, *rest)
+        return (-y if u.dtype == torch.float32 else y), state
+
+    monkeypatch.setattr("fastvim.kernels.cpu.selective_scan", wrong)
+    result = fastvim("doctor")
+    assert result.exit_code == 1 and "IS WRONG on cpu" in result.output
 
 
 def test_a_configuration_cannot_run_code(folder):

@@ -173,6 +173,36 @@ def test_environment_forces_a_backend():
     assert run.stdout.strip() == "reference", run.stderr
 
 
+def test_nothing_needs_triton():
+    """Without Triton everything imports, and a forced backend says why it cannot run."""
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, *rest):
+        if name.split('.')[0] == 'triton':
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Absent())
+import importlib.metadata
+version = importlib.metadata.version
+def absent(name):
+    if 'triton' in name:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = absent
+import torch
+from fastvim.kernels import selective_scan, use_backend
+from fastvim.models import create_model
+create_model('fastvim_femto')(torch.zeros(1, 1, 28, 28))
+try:
+    use_backend('triton').__enter__()
+except ValueError as error:
+    print(error)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "'triton' cannot run here: Triton is not installed; it comes with" in run.stdout, run
+
+
 @needs_cpu_backend
 def test_cpu_is_chosen_where_it_fits():
     assert backends.choose("cpu", torch.float32) == "cpu"
