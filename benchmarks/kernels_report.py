@@ -9,6 +9,7 @@ beside the unfused chain and mamba-ssm. `make kernels-report` prints all of it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,8 @@ from kernel_costs import (
     published_chain,
     unpooled_mamba_ssm,
 )
+from rich.console import Console
+from rich.progress import track
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -256,19 +259,22 @@ def main() -> int:
         parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
     targets = [int(target) for target in given.targets.split(",")]
     dtypes = [getattr(torch, name) for name in given.dtypes.split(",")]
-    mixers, tables = [], {}
-    for model in given.models.split(","):
-        for pixels in (int(size) for size in given.sizes.split(",")):
-            for pooling in given.poolings.split(","):
-                mixers.append(mixer_row(model, pixels, pooling, torch.bfloat16))
-                for dtype in dtypes:
-                    _, forward, backward, _ = mixer_launches(model, pixels, pooling, dtype)
-                    title = f"{model}, {pixels} pixels, pooling {pooling}, {dtype}"
-                    tables[title] = list(kernel_rows(forward + backward, targets))
-    for dtype in dtypes:
-        for gated in (True, False):
-            title = f"selective_scan, {'all' if gated else 'no'} options, {dtype}"
-            tables[title] = list(kernel_rows(scan_launches(1536, 16384, gated, dtype), targets))
+    shapes = list(
+        itertools.product(
+            given.models.split(","), map(int, given.sizes.split(",")), given.poolings.split(",")
+        )
+    )
+    mixers = [mixer_row(*shape, torch.bfloat16) for shape in shapes]
+    listed = {}
+    for (model, pixels, pooling), dtype in itertools.product(shapes, dtypes):
+        _, forward, backward, _ = mixer_launches(model, pixels, pooling, dtype)
+        listed[f"{model}, {pixels} pixels, pooling {pooling}, {dtype}"] = forward + backward
+    for gated, dtype in itertools.product((True, False), dtypes):
+        title = f"selective_scan, {'all' if gated else 'no'} options, {dtype}"
+        listed[title] = scan_launches(1536, 16384, gated, dtype)
+    tables = {}
+    for title in track(listed, "compiling", console=Console(stderr=True)):
+        tables[title] = list(kernel_rows(listed[title], targets))
     for title, rows in tables.items():
         print_kernels(title, rows, targets)
     print_mixers(mixers)

@@ -1,4 +1,4 @@
-"""What only a GPU shows: large shapes, long scans, memory, CUDA graphs, DDP, and speed, printed."""
+"""What only a GPU shows: large shapes, long scans, memory, CUDA graphs, and speed, printed."""
 
 import time
 
@@ -108,28 +108,6 @@ def check_compile_by_inductor(device):
     found = gradients("triton", torch.compile(loss, fullgraph=True), leaves)
     for f, e in zip(found, expected, strict=True):
         assert relative_error(f, e) < 1e-5
-
-
-def check_distributed(device, tmp_path):
-    """A model under DDP has the gradients of the plain model."""
-    from fastvim.models import create_model
-
-    torch.manual_seed(0)
-    model = create_model("fastvim_femto").to(device)
-    images = torch.randn(4, 1, 28, 28, device=device)
-    model(images).square().mean().backward()
-    expected = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    torch.distributed.init_process_group(
-        "nccl", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=[device.index or 0])
-        wrapped(images).square().mean().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    for parameter, right in zip(model.parameters(), expected, strict=True):
-        assert relative_error(parameter.grad, right) < 1e-6
 
 
 def check_speed(device, capsys):

@@ -108,3 +108,30 @@ def check_a_model(device, name):
         results.append([out, *(p.grad.clone() for p in model.parameters())])
     for expected, found in zip(*results, strict=True):
         assert relative_error(found, expected) < 1e-4
+
+
+def check_distributed(device, tmp_path):
+    """A model under DDP has the gradients of the plain model."""
+    from fastvim.models import create_model
+
+    torch.manual_seed(0)
+    model = create_model("fastvim_femto", image_size=4, d_model=8, d_state=2).to(device)
+    images = torch.randn(1, 1, 4, 4, device=device)
+    with use_backend("triton"):
+        model(images).square().mean().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{tmp_path}/rendezvous",
+        rank=0,
+        world_size=1,
+    )
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        with use_backend("triton"):
+            wrapped(images).square().mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, right in zip(model.parameters(), expected, strict=True):
+        assert relative_error(parameter.grad, right) < 1e-6

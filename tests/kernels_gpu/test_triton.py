@@ -15,6 +15,7 @@ import torch
 
 HERE = Path(__file__).parent
 FILES = ("check_scan.py", "check_mixer.py", "check_library.py")
+INTERPRETED_ONLY = ("check_bytes.py",)
 
 needs_triton = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("triton"), reason="Triton is not installed"
@@ -38,7 +39,7 @@ def run(file: str, **environment: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [*FILES, *INTERPRETED_ONLY])
 def test_by_the_interpreter(file):
     run(file, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
