@@ -100,6 +100,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(_PATH))
     except OSError as error:
         return None, f"its library does not load: {error}"
+    missing = [name for name in _ENTRIES if not hasattr(library, name)]
+    if missing:
+        return None, f"its library is older than its Python ({missing[0]}); install fastvim again"
     for name, structure in _ENTRIES.items():
         entry = getattr(library, name)
         entry.argtypes = (ctypes.POINTER(structure), ctypes.c_int)

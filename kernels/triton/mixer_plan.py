@@ -49,7 +49,7 @@ def plan_mixer(batch: int, length: int, channels: int, n_steps: int, pooled: boo
         tokens=tokens,
         segments=segments,
         block=block,
-        warps=min(16, block // (64 if segments <= 3 else 32)),
+        warps=min(16, block // 64),
         share=share,
         group=min(group, 64) if pooled else group,
         parts=parts,
