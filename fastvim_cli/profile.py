@@ -19,52 +19,113 @@ PLAIN = ":post_ssm_norm=false"
 @click.option(
     "--resolutions", default="224,512,1024,2048", show_default=True, help="Pixels a side."
 )
-@click.option("--modes", default="forward,training", show_default=True)
+@click.option(
+    "--modes",
+    default="forward,training",
+    show_default=True,
+    help="Also graph: the forward as a CUDA graph.",
+)
 @click.option("--batch", type=click.IntRange(1), help="Images a batch; 8 at 224, fewer above.")
 @click.option("--repeats", default=7, show_default=True, type=click.IntRange(1))
-@click.option("--minutes", default=10.0, show_default=True, help="Time budget of the whole study.")
+@click.option(
+    "--minutes",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Time budget of the whole study.",
+)
 @click.option("--output", default="results/profile", show_default=True, type=Path)
 def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     """Measure speed, memory and FLOPs over image sizes, Vim beside FastVim.
 
     Times are medians over interleaved repeats, with quartiles. Writes profile.md, .csv, .json
-    and plots.
+    and plots after each size; Ctrl-C keeps the sizes that are done, and the same command goes on.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from fastvim.errors import UserError, nearest
-    from fastvim.profiling.study import MODES, study
+    from fastvim.profiling.models import check
+    from fastvim.profiling.study import Study
     from fastvim.reports import profile
     from fastvim.training.devices import choose_device, describe_environment
+    from fastvim_cli.display import console
 
     fast, vim = f"fastvim_{size}", f"vim_{size}"
     default = [vim, fast, fast + PLAIN] + (["timm/deit_tiny_patch16_224"] if size == "tiny" else [])
     names = models.split(",") if models else default
-    chosen = modes.split(",")
+    device = choose_device()
+    chosen, sizes = _modes(modes, device), _sizes(resolutions)
+    check(names, sizes)
+    environment = describe_environment(device, "float32")
+    settings = {"models": names, "modes": chosen, "batch": batch, "repeats": repeats}
+    settings["resolutions"] = sizes
+    found = profile.read_unfinished(output, environment, settings)
+    done = {m.resolution for m in found}
+    screen = console(stderr=True)
+    if done:
+        screen.print(f"{output}: goes on after {', '.join(map(str, sorted(done)))} pixels")
+    left = [resolution for resolution in sizes if resolution not in done]
+    paths, compared = [], []
+    try:
+        with screen.status("building the models") as status:
+            study = Study(names, device, chosen, batch, repeats, minutes, status.update)
+            for part in study.measure(left, found):
+                found += part
+                done.add(part[0].resolution)
+                compared = profile.claims(found, fast, vim, fast + PLAIN)
+                complete = len(done) == len(sizes)
+                paths = profile.write(found, compared, environment, settings, complete, output)
+                screen.print(f"{part[0].resolution} pixels done ({len(done)} of {len(sizes)})")
+    except KeyboardInterrupt:
+        kept = f"the sizes measured are in {output}, " if done else ""
+        screen.print(f"{kept}the same command goes on")
+        raise
+    _show(found, compared, environment)
+    for path in paths:
+        console().print(f"wrote {path}")
+
+
+def _modes(text: str, device) -> list[str]:
+    from fastvim.errors import UserError, nearest
+    from fastvim.profiling.study import MODES
+
+    chosen = list(dict.fromkeys(text.split(",")))
     for mode in chosen:
         if mode not in MODES:
             raise UserError(f"--modes: no mode {mode!r}{nearest(mode, MODES)}; {', '.join(MODES)}")
+    if "graph" in chosen and device.type != "cuda":
+        raise UserError("--modes: graph needs a CUDA device")
+    return chosen
+
+
+def _sizes(text: str) -> list[int]:
+    from fastvim.errors import UserError
+
     try:
-        sizes = [int(text) for text in resolutions.split(",")]
+        sizes = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise UserError(f"--resolutions: {resolutions!r} is not a list of pixels") from None
-    device = choose_device()
-    console = Console()
-    found = []
-    settings = {"modes": chosen, "device": device, "batch": batch, "repeats": repeats}
-    with console.status("building the models") as status:
-        for part in study(names, sizes, minutes=minutes, report=status.update, **settings):
-            found += part
-    table = Table(*profile.COLUMNS, title="Cost over image sizes")
-    for row in profile.rows(found):
-        table.add_row(*row)
-    compared = profile.claims(found, fast, vim, fast + PLAIN)
-    beside = Table("claim", "published", "ours", "where", title="The paper's figures and ours")
+        sizes = []
+    if not sizes or sizes[0] < 1:
+        raise UserError(f"--resolutions: {text!r} is not a list of pixels, such as 224,512")
+    return sizes
+
+
+def _show(found, compared, environment) -> None:
+    from rich.markup import escape
+
+    from fastvim.reports import profile
+    from fastvim_cli.display import console, table
+
+    screen = console()
+    columns = profile.rows(found)
+    # Columns that are empty for every row say nothing.
+    shown = [i for i in range(len(profile.COLUMNS)) if any(row[i] for row in columns)]
+    costs = table(*(profile.COLUMNS[i] for i in shown), title="Cost over image sizes")
+    for row in columns:
+        costs.add_row(*(escape(row[i]) for i in shown))
+    heads = ("claim", "published", "ours", "where")
+    beside = table(*heads, title="The paper's figures (on a GPU) and ours")
     for claim in compared:
         beside.add_row(*claim.values())
-    console.print(table)
-    console.print(beside)
-    environment = describe_environment(device, "float32")
-    for path in profile.write(found, compared, environment, output):
-        console.print(f"wrote {path}", highlight=False)
+    screen.print(profile.machine(found, environment))
+    screen.print(costs)
+    for note in profile.NOTES:
+        screen.print(f"- {note}")
+    screen.print(beside)

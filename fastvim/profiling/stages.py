@@ -1,7 +1,9 @@
-"""The parts of one block, each as a call that can be timed alone.
+"""A cycle of blocks taken apart as published, each part a call that can be timed alone.
 
-The unfused chain does what the published one does: it stores what every step makes, and repeats
-the scanned steps in memory. The fused operator is timed beside it.
+The chain is that of the published models (arXiv 2502.00594, section 3): channel-first, every step
+stores what it makes, the reverse direction flips the whole sequence and flips back, and the scanned
+steps are repeated in memory. The fused operator and the block as the models run it are timed
+beside. Axes: B images, L tokens, S steps of P tokens, D channels, N states. Forward only.
 """
 
 from collections.abc import Callable
@@ -11,99 +13,198 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvim import kernels
-from fastvim.kernels import reference
-from fastvim.models.backbone import VisionMamba
+from fastvim.errors import UserError
+from fastvim.models.backbone import Block, VisionMamba
 
-MATRIX_STAGES = ("in_proj", "out_proj")
-UNFUSED_STAGES = ("convolution", "pooling", "projections", "scan", "broadcast", "norm", "gate")
+UNFUSED_STAGES = ("transpose", "flip", "convolution", "pooling", "projections", "scan")
+UNFUSED_STAGES += ("broadcast", "merge", "norm", "gate")
+# The norm before a mixer and the sum after it.
+BLOCK_STAGES = ("in_proj", "out_proj", *UNFUSED_STAGES, "residual")
+
+Values = dict[str, Tensor]
+Part = tuple[str, Callable[[Values], Values]]
 
 
-def block_stages(model: VisionMamba, batch: int) -> dict[str, Callable[[], Tensor]]:
-    """Calls for the first block of `model` at `batch` images: name to what computes that part.
+def cycle(model: VisionMamba) -> int:
+    """Blocks until the schedule of pooled axes begins anew."""
+    return min(model.config.depth, len(model.config.schedule) or 1)
 
-    `in_proj` and `out_proj` are matrix products; `convolution` to `gate` are the unfused chain,
-    both directions; `fused` is all of that chain in one operator. Forward only.
+
+def block_stages(model: VisionMamba, batch: int) -> dict[str, Callable[[], object]]:
+    """Calls for one cycle of blocks at `batch` images: name to what computes that part of all.
+
+    Those of `BLOCK_STAGES` that the model has, `unfused`, which is all of them one after another,
+    `fused`, the operator between the projections, and `block`, the blocks as the model runs them.
+    Raises UserError for a model whose blocks are not this chain.
     """
-    block, axis = model.blocks[0], model.schedule[0]
-    mixer, layout = block.mixer, model.layouts[axis]()
+    config = model.config
+    if config.pooling == "attention":
+        raise UserError("parts of a block: the chain pools by mean or max, not by attention")
+    if config.class_token != "none" and tuple(config.scan_order) != model.grid.axes:
+        raise UserError("parts of a block: the chain cannot transpose a grid with a class token")
     device = model.pos_embed.device
-    x = torch.randn(batch, len(model.grid), model.config.d_model, device=device)
+    tokens = torch.randn(batch, len(model.grid), config.d_model, device=device)
+    parts: dict[str, list] = {}
+    chains, fused, whole = [], [], []
     with torch.no_grad():
-        weights = mixer.weights()
-        xz = mixer.in_proj(x)
-        inner, z = xz.chunk(2, dim=-1)
-        convolved = [
-            reference.convolve(inner, weights.conv_weight[i], weights.conv_bias[i], i == 1)
-            for i in (0, 1)
-        ]
-        pooled = [reference.pool(u, layout.steps, layout.n_steps, "mean", 1.0) for u in convolved]
-        projected = [_project(weights, pooled[i], i) for i in (0, 1)]
-        scanned = [_scan(weights, pooled[i], projected[i], i) for i in (0, 1)]
-        merged = sum(_broadcast(y, layout.steps) for y in scanned) / 2
+        for block, axis in list(zip(model.blocks, model.schedule, strict=True))[: cycle(model)]:
+            layout = model.layouts[axis]()
+            chain = _chain(model, block, layout)
+            chains.append(chain)
+            values = run_chain(chain, tokens)
+            for name, function in chain:
+                parts.setdefault(name, []).append((function, values))
+            fused.append(_fused(block, layout, tokens))
+            whole.append((block, layout))
 
-    def both(function: Callable[[int], object]) -> Callable[[], object]:
-        return lambda: [function(i) for i in (0, 1)]
+    def unfused() -> None:
+        for chain in chains:
+            run_chain(chain, tokens)
 
-    stages: dict[str, Callable] = {
-        "in_proj": lambda: mixer.in_proj(x),
-        "convolution": both(
-            lambda i: reference.convolve(
-                inner, weights.conv_weight[i], weights.conv_bias[i], i == 1
-            )
-        ),
-        "pooling": both(
-            lambda i: reference.pool(convolved[i], layout.steps, layout.n_steps, "mean", 1.0)
-        ),
-        "projections": both(lambda i: _project(weights, pooled[i], i)),
-        "scan": both(lambda i: _scan(weights, pooled[i], projected[i], i)),
-        "broadcast": lambda: _merge(weights, scanned, convolved, layout.steps),
-        "gate": lambda: merged * F.silu(z),
-        "fused": lambda: kernels.pooled_mixer(xz, weights, layout),
-        "out_proj": lambda: mixer.out_proj(merged),
+    calls: dict[str, Callable] = {
+        name: lambda name=name: [function(values) for function, values in parts[name]]
+        for name in BLOCK_STAGES
+        if name in parts
     }
-    if mixer.norm is not None:
-        stages["norm"] = lambda: mixer.norm(merged)
-    return {name: _without_gradients(stage) for name, stage in stages.items()}
+    calls["unfused"] = unfused
+    calls["fused"] = lambda: [call() for call in fused]
+    calls["block"] = lambda: [block(tokens, layout) for block, layout in whole]
+    return {name: torch.no_grad()(call) for name, call in calls.items()}
 
 
-def _without_gradients(stage: Callable) -> Callable:
-    def run():
-        with torch.no_grad():
-            return stage()
-
-    return run
-
-
-def _project(weights, pooled: Tensor, direction: int) -> tuple[Tensor, ...]:
-    """delta (B, S, D), B and C (B, S, N)."""
-    states, rank = weights.A.shape[2], weights.dt_proj.shape[2]
-    dt, B, C = F.linear(pooled, weights.x_proj[direction]).split([rank, states, states], dim=-1)
-    return F.linear(dt, weights.dt_proj[direction]), B, C
+def run_chain(chain: list[Part], tokens: Tensor) -> Values:
+    """All that a block's chain makes of its tokens (B, L, d_model); `y` is its output."""
+    values = {"tokens": tokens}
+    for _, function in chain:
+        values |= function(values)
+    return values
 
 
-def _scan(weights, pooled: Tensor, projected: tuple[Tensor, ...], direction: int) -> Tensor:
-    sequence = (pooled, *projected)
-    if direction == 1:
-        sequence = tuple(tensor.flip(1) for tensor in sequence)
-    u, delta, B, C = (tensor.transpose(1, 2) for tensor in sequence)
-    y = kernels.selective_scan(
-        u,
-        delta,
-        weights.A[direction],
-        B,
-        C,
-        delta_bias=weights.dt_bias[direction],
-        delta_softplus=True,
-    )
-    y = y.transpose(1, 2)
-    return y.flip(1) if direction == 1 else y
+def _fused(block: Block, layout, tokens: Tensor) -> Callable[[], object]:
+    mixer, config = block.mixer, block.mixer.config
+    weights, xz = mixer.weights(), mixer.in_proj(block.norm(tokens))
+    gate = config.post_ssm_norm or config.gate_without_norm
+    scale = config.pooling_scale if layout.steps is not None else 1.0
+    settings = (config.pooling, scale, config.direction_merge, gate)
+    return lambda: kernels.pooled_mixer(xz, weights, layout, *settings, eps=config.norm_eps)
 
 
-def _broadcast(y: Tensor, steps: Tensor | None) -> Tensor:
-    return y if steps is None else y.index_select(1, steps)
+def _chain(model: VisionMamba, block: Block, layout) -> list[Part]:
+    """The parts of one block in their order: each takes the values so far and adds its own."""
+    mixer, config = block.mixer, model.config
+    weights = mixer.weights()
+    pools, turned = layout.steps is not None, layout.order is not None
+    rows, cols = config.grid_size
+    per_step = len(model.grid) // layout.n_steps
+    states, rank, inner = config.d_state, config.delta_rank, config.d_inner
+    scale = config.pooling_scale
 
+    def turn(x: Tensor, sizes: tuple[int, int]) -> Tensor:
+        """The other order of the grid, in memory."""
+        return x.unflatten(1, sizes).transpose(1, 2).reshape(x.shape)
 
-def _merge(weights, scanned, convolved, steps) -> Tensor:
-    """Repeat the steps over their tokens, add D u, average the directions."""
-    parts = [_broadcast(scanned[i], steps) + convolved[i] * weights.D[i] for i in (0, 1)]
-    return (parts[0] + parts[1]) / 2
+    def enter(v: Values) -> Values:
+        return {"normed": block.norm(v["tokens"])}
+
+    def to_scan_order(v: Values) -> Values:
+        return {"ordered": turn(v["normed"], (rows, cols))}
+
+    def in_proj(v: Values) -> Values:
+        x = v["ordered" if turned else "normed"]
+        return {"xz": torch.matmul(mixer.in_proj.weight, x.transpose(1, 2))}
+
+    def flip(v: Values) -> Values:
+        return {"x1": v["xz"][:, :inner].flip(-1)}
+
+    def convolve(v: Values) -> Values:
+        found = {}
+        for i, x in enumerate((v["xz"][:, :inner], v["x1"])):
+            out = F.conv1d(
+                x, weights.conv_weight[i][:, None], weights.conv_bias[i],
+                padding=config.d_conv - 1, groups=inner,
+            )  # fmt: skip
+            found[f"u{i}"] = F.silu(out[..., : x.shape[-1]])
+        return found
+
+    def pool(v: Values) -> Values:
+        found = {}
+        for i in (0, 1):
+            grouped = v[f"u{i}"].unflatten(-1, (layout.n_steps, per_step))
+            pooled = grouped.amax(-1) if config.pooling == "max" else grouped.mean(-1)
+            found[f"pooled{i}"] = pooled if scale == 1 else pooled * scale
+        return found
+
+    def steps(v: Values, i: int) -> Tensor:
+        return v[f"pooled{i}" if pools else f"u{i}"]
+
+    def project(v: Values) -> Values:
+        found = {}
+        for i in (0, 1):
+            projected = F.linear(steps(v, i).transpose(1, 2), weights.x_proj[i])
+            dt, B, C = projected.split([rank, states, states], dim=-1)
+            found[f"delta{i}"] = torch.matmul(weights.dt_proj[i], dt.transpose(1, 2))
+            found[f"B{i}"] = B.transpose(1, 2).contiguous()
+            found[f"C{i}"] = C.transpose(1, 2).contiguous()
+        return found
+
+    def scan(v: Values) -> Values:
+        return {
+            f"scanned{i}": kernels.selective_scan(
+                steps(v, i), v[f"delta{i}"], weights.A[i], v[f"B{i}"], v[f"C{i}"],
+                delta_bias=weights.dt_bias[i], delta_softplus=True,
+            )
+            for i in (0, 1)
+        }  # fmt: skip
+
+    def broadcast(v: Values) -> Values:
+        return {f"wide{i}": v[f"scanned{i}"].repeat_interleave(per_step, dim=-1) for i in (0, 1)}
+
+    def skip(v: Values) -> Values:
+        wide = "wide" if pools else "scanned"
+        return {f"y{i}": v[f"{wide}{i}"] + weights.D[i][:, None] * v[f"u{i}"] for i in (0, 1)}
+
+    def flip_back(v: Values) -> Values:
+        return {"back": v["y1"].flip(-1)}
+
+    def merge(v: Values) -> Values:
+        total = v["y0"] + v["back"]
+        merged = total / 2 if config.direction_merge == "mean" else total
+        return {"merged": merged.transpose(1, 2)}
+
+    def norm(v: Values) -> Values:
+        return {"normalised": mixer.norm(v["merged"])}
+
+    def gate(v: Values) -> Values:
+        y = v["merged" if mixer.norm is None else "normalised"]
+        return {"gated": y * F.silu(v["xz"][:, inner:]).transpose(1, 2)}
+
+    gates = config.post_ssm_norm or config.gate_without_norm
+
+    def out_proj(v: Values) -> Values:
+        return {"out": mixer.out_proj(v["gated" if gates else "merged"])}
+
+    def to_memory_order(v: Values) -> Values:
+        return {"restored": turn(v["out"], (cols, rows))}
+
+    def leave(v: Values) -> Values:
+        return {"y": v["tokens"] + v["restored" if turned else "out"]}
+
+    return [
+        ("residual", enter),
+        *([("transpose", to_scan_order)] if turned else []),
+        ("in_proj", in_proj),
+        ("flip", flip),
+        ("convolution", convolve),
+        *([("pooling", pool)] if pools else []),
+        ("projections", project),
+        ("scan", scan),
+        *([("broadcast", broadcast)] if pools else []),
+        ("merge", skip),
+        ("flip", flip_back),
+        ("merge", merge),
+        *([("norm", norm)] if mixer.norm is not None else []),
+        *([("gate", gate)] if gates else []),
+        ("out_proj", out_proj),
+        *([("transpose", to_memory_order)] if turned else []),
+        ("residual", leave),
+    ]

@@ -3,50 +3,228 @@
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from fastvim.errors import UserError
 from fastvim.models.backbone import VisionMamba
-from fastvim.models.presets import resolve_config
-from fastvim.profiling.stages import block_stages
-from fastvim.profiling.timing import Timing, interleaved
-from fastvim.training.costs import count_gflops, count_parameters, step_memory
+from fastvim.profiling import models
+from fastvim.profiling.flops import own_gflops
+from fastvim.profiling.memory import (
+    available_memory,
+    is_out_of_memory,
+    measured_memory,
+    predicted_memory,
+)
+from fastvim.profiling.stages import block_stages, cycle
+from fastvim.profiling.timing import Timing, captured, clock_mhz, interleaved
+from fastvim.training.costs import count_gflops, count_parameters
 
-MODES = ("forward", "training")
-TIMM_PREFIX = "timm/"
-# Bytes that a training step keeps for a token and a channel of one block, generously: used only
-# to leave out what surely does not fit.
-_KEPT_BYTES = 80
+MODES = ("forward", "training", "graph")
+NO_TIME = "no time left in the budget"
 
 
 @dataclass
 class Measurement:
-    """One model at one image size. Times in seconds a batch, memory in MB, GFLOPs an image."""
+    """One model at one image size. Times in seconds a batch, memory in MB, GFLOPs an image.
+
+    `gflops` are fvcore's, `own_gflops` those of `fastvim.profiling.flops`. `stages` are seconds of
+    the parts of a cycle of blocks (see `block_stages`), `scan_seconds` those of the model's scans.
+    `scale` says where it was measured, as in `fastvim.analysis.claims`.
+    """
 
     model: str
     resolution: int
     batch: int
-    tokens: int
-    steps: int
-    parameters: int
+    tokens: int = 0
+    steps: int = 0
+    parameters: int = 0
     gflops: float | None = None
+    own_gflops: float | None = None
     seconds: dict[str, Timing] = field(default_factory=dict)
     peak_memory_mb: dict[str, float] = field(default_factory=dict)
     stages: dict[str, Timing] = field(default_factory=dict)
     scan_seconds: float | None = None
+    clock_mhz: float | None = None
+    scale: dict[str, int] = field(default_factory=dict)
     problem: str | None = None
 
     def images_per_second(self, mode: str) -> float | None:
+        """The median over repeats; None where it was not measured."""
         timing = self.seconds.get(mode)
         return self.batch / timing.median if timing else None
 
     def to_dict(self) -> dict:
+        """Plain values for JSON."""
         rates = {mode: self.images_per_second(mode) for mode in self.seconds}
         return asdict(self) | {"images_per_second": rates}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Measurement":
+        """What `to_dict` gave."""
+        known = {f.name: values[f.name] for f in fields(cls)}
+        for name in ("seconds", "stages"):
+            known[name] = {
+                key: Timing(**timing | {"calls": tuple(timing["calls"])})
+                for key, timing in known[name].items()
+            }
+        return cls(**known)
+
+    def add_problem(self, problem: str) -> None:
+        """One more thing that could not be measured."""
+        self.problem = f"{self.problem}; {problem}" if self.problem else problem
+
+
+@dataclass
+class Study:
+    """What to measure, and how long: see `measure`."""
+
+    names: Sequence[str]
+    device: torch.device
+    modes: Sequence[str] = ("forward", "training")
+    batch: int | None = None
+    repeats: int = 7
+    minutes: float = 10.0
+    report: Callable[[str], None] = lambda message: None
+
+    def measure(
+        self, resolutions: Sequence[int], before: Sequence[Measurement] = ()
+    ) -> Iterator[list[Measurement]]:
+        """Measure every model at every size; yields the measurements of a size when it is done.
+
+        The models of a size are timed in turn, round by round. `minutes` is the budget of the
+        whole: larger sizes get fewer rounds. Those for which no time is left (judged by those
+        `before`), and those that do not fit in memory, say so in `problem`.
+        """
+        self._end = time.monotonic() + 60 * self.minutes
+        known = list(before)
+        # By the side, not by the pixels: small sizes get all their rounds.
+        left = sum(resolutions)
+        for resolution in resolutions:
+            share = resolution / left
+            left -= resolution
+            found = self._measure_size(resolution, known, max(0.0, self._left()) * share)
+            known += found
+            yield found
+            _release(self.device)
+
+    def _left(self) -> float:
+        return self._end - time.monotonic()
+
+    def _say(self, message: str) -> None:
+        self.report(f"{message}, {max(0.0, self._left()) / 60:.1f} min of the budget left")
+
+    def _measure_size(self, resolution, known, seconds: float) -> list[Measurement]:
+        begin, batch = time.monotonic(), self.batch or default_batch(resolution)
+        rows, calls, built = [], {}, {}
+        for name in self.names:
+            row = Measurement(name, resolution, batch, clock_mhz=clock_mhz())
+            rows.append(row)
+            if self._left() <= 0:
+                row.problem = NO_TIME
+                continue
+            self._say(f"{name} at {resolution} pixels: memory and FLOPs")
+            with _memory_is_a_problem_of(row, "model"):
+                model = built[name] = models.build(name, resolution, self.device)
+                _describe(row, model)
+                row.own_gflops = own_gflops(model, resolution)
+            if row.problem is None:
+                self._prepare(row, model, known, calls)
+            _release(self.device)
+        self._time(rows, calls, seconds * 0.8 - (time.monotonic() - begin))
+        for row in rows:
+            if isinstance(built.get(row.model), VisionMamba) and row.seconds:
+                self._say(f"{row.model} at {resolution} pixels: parts of a block")
+                with _memory_is_a_problem_of(row, "parts of a block"):
+                    self._take_apart(row, built[row.model], seconds * 0.1)
+        return rows
+
+    def _prepare(self, row: Measurement, model: nn.Module, known, calls: dict) -> None:
+        """Add the calls to time of this model; each runs once, for its memory and to be warm."""
+        shape = (row.batch, models.channels(model), row.resolution, row.resolution)
+        for mode in self.modes:
+            step = training_step if mode == "training" else forward
+            if _least_seconds(row, mode, known) > self._left():
+                row.add_problem(f"{NO_TIME} ({mode})")
+                continue
+            with _memory_is_a_problem_of(row, mode):
+                needed = predicted_memory(model, shape, step)
+                if needed > available_memory(self.device):
+                    row.add_problem(f"out of memory ({mode}: needs {needed / 1e9:.1f} GB)")
+                    continue
+                images = torch.randn(shape, device=self.device)
+
+                def call(step=step, images=images) -> None:
+                    step(model, images)
+
+                peak = measured_memory(call, model, images)
+                row.peak_memory_mb[mode] = peak / 1e6
+                calls[row.model, mode] = captured(call, self.device) if mode == "graph" else call
+            model.zero_grad(set_to_none=True)
+        if any(name == row.model for name, _ in calls):
+            with _memory_is_a_problem_of(row, "FLOPs"):
+                row.gflops = count_gflops(model, torch.zeros(1, *shape[1:], device=self.device))
+
+    def _time(self, rows: list[Measurement], calls: dict, seconds: float) -> None:
+        """Time the calls; without those that now find no memory."""
+        by_name = {row.model: row for row in rows}
+        while calls:
+            followed = {key: self._followed(key, call) for key, call in calls.items()}
+            try:
+                timings = interleaved(
+                    followed,
+                    self.device,
+                    repeats=self.repeats,
+                    seconds=seconds,
+                    warm=True,
+                    report=lambda done: self._say(
+                        f"timing at {rows[0].resolution} pixels: round {done + 1} "
+                        f"of at most {self.repeats}"
+                    ),
+                )
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                name, mode = self._running
+                by_name[name].add_problem(f"out of memory ({mode})")
+                del calls[name, mode]
+                _release(self.device)
+                continue
+            for (name, mode), timing in timings.items():
+                by_name[name].seconds[mode] = timing
+            return
+
+    def _followed(self, key: tuple[str, str], call: Callable[[], object]) -> Callable[[], None]:
+        """`call`, known by its key while it runs."""
+
+        def run() -> None:
+            self._running = key
+            call()
+
+        return run
+
+    def _take_apart(self, row: Measurement, model: VisionMamba, seconds: float) -> None:
+        try:
+            stages = block_stages(model, row.batch)
+        except UserError as error:
+            row.add_problem(str(error))
+            return
+        row.stages = interleaved(stages, self.device, repeats=self.repeats, seconds=seconds)
+        row.scan_seconds = row.stages["scan"].median * model.config.depth / cycle(model)
+
+
+@contextmanager
+def _memory_is_a_problem_of(row: Measurement, what: str) -> Iterator[None]:
+    """Within it, running out of memory becomes a problem of the row."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        row.add_problem(f"out of memory ({what})")
 
 
 def default_batch(resolution: int) -> int:
@@ -54,156 +232,46 @@ def default_batch(resolution: int) -> int:
     return max(1, round(8 * (224 / resolution) ** 2))
 
 
-def build(name: str, resolution: int, device: torch.device) -> nn.Module:
-    """A preset or `timm/<name>` for square images of `resolution` pixels.
-
-    Settings of a preset may follow its name: `fastvim_tiny:post_ssm_norm=false`.
-    """
-    if not name.startswith(TIMM_PREFIX):
-        preset, *settings = name.split(":")
-        overrides = {"image_size": resolution} | dict(_setting(text) for text in settings)
-        return VisionMamba(resolve_config(preset, overrides)).to(device)
-    import timm
-
-    try:
-        model = timm.create_model(name.removeprefix(TIMM_PREFIX), img_size=resolution)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"model {name!r} cannot be built at {resolution} pixels: {error}") from None
-    return model.to(device)
+def forward(model: nn.Module, images: Tensor) -> None:
+    """Logits, without gradients."""
+    model.eval()
+    with torch.no_grad():
+        model(images)
 
 
-def _setting(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"{text!r} is not a setting: write key=value")
-    return key, yaml.safe_load(value)
-
-
-def study(
-    names: Sequence[str],
-    resolutions: Sequence[int],
-    *,
-    modes: Sequence[str] = MODES,
-    device: torch.device,
-    batch: int | None = None,
-    repeats: int = 7,
-    minutes: float = 10.0,
-    report: Callable[[str], None] = lambda message: None,
-) -> Iterator[list[Measurement]]:
-    """Measure every model at every size; yields the measurements of a size when it is done.
-
-    The models of a size are timed in turn, round by round. `minutes` is the budget of the whole:
-    later, larger sizes get fewer rounds, and those for which no time is left, and those that do
-    not fit in memory, say so in `problem`.
-    """
-    end = time.monotonic() + 60 * minutes
-    # Time grows with the pixels, so that is how the budget is shared.
-    left = sum(resolution**2 for resolution in resolutions)
-    for resolution in resolutions:
-        share = resolution**2 / left
-        left -= resolution**2
-        seconds = max(0.0, end - time.monotonic()) * share
-        yield _measure_size(names, resolution, modes, device, batch, repeats, seconds, report)
-        gc.collect()
-
-
-def _measure_size(names, resolution, modes, device, batch, repeats, seconds, report):
-    batch = batch or default_batch(resolution)
-    found, calls, models = [], {}, {}
-    for name in names:
-        report(f"{name} at {resolution}")
-        model = models[name] = build(name, resolution, device)
-        row = _describe(name, model, resolution, batch)
-        found.append(row)
-        if seconds <= 0:
-            row.problem = "no time left in the budget"
-            continue
-        images = torch.randn(batch, _channels(model), resolution, resolution, device=device)
-        for mode in modes:
-            call = _forward(model, images) if mode == "forward" else _training_step(model, images)
-            try:
-                if mode == "training":
-                    _refuse_what_cannot_fit(model, row)
-                row.peak_memory_mb[mode] = _peak_memory(call, model, images) / 1e6
-                calls[name, mode] = call
-            except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-                if "memory" not in str(error):
-                    raise
-                row.problem = f"out of memory ({mode})"
-        row.gflops = count_gflops(model, images[:1])
-    report(f"timing at {resolution}")
-    timings = interleaved(calls, device, repeats=repeats, seconds=seconds * 0.6)
-    for row in found:
-        row.seconds = {
-            mode: timings[row.model, mode] for mode in modes if (row.model, mode) in calls
-        }
-        model = models[row.model]
-        if isinstance(model, VisionMamba) and seconds > 0:
-            stages = block_stages(model, batch)
-            row.stages = interleaved(stages, device, repeats=repeats, seconds=seconds * 0.1)
-            row.scan_seconds = row.stages["scan"].median * model.config.depth
-    return found
-
-
-def _describe(name: str, model: nn.Module, resolution: int, batch: int) -> Measurement:
-    tokens = steps = 0
-    if isinstance(model, VisionMamba):
-        tokens = len(model.grid)
-        steps = model.layouts[model.schedule[0]].n_steps
-    return Measurement(name, resolution, batch, tokens, steps, count_parameters(model))
-
-
-def _channels(model: nn.Module) -> int:
-    if isinstance(model, VisionMamba):
-        return model.config.in_channels
-    return model.default_cfg["input_size"][0]
-
-
-def _forward(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        model.eval()
-        with torch.no_grad():
-            model(images)
-
-    return run
-
-
-def _training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+def training_step(model: nn.Module, images: Tensor) -> None:
     """Forward and backward; the optimiser's step is the same for every model of a size."""
-
-    def run() -> None:
-        model.train()
-        model.zero_grad(set_to_none=True)
-        model(images).float().logsumexp(dim=-1).mean().backward()
-
-    return run
+    model.train()
+    model.zero_grad(set_to_none=True)
+    model(images).float().logsumexp(dim=-1).mean().backward()
 
 
-def _peak_memory(call: Callable[[], None], model: nn.Module, images: Tensor) -> float:
-    if images.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(images.device)
-        call()
-        return torch.cuda.max_memory_allocated(images.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    return step_memory(call, model, optimizer, [images])
+def _least_seconds(row: Measurement, mode: str, known: Sequence[Measurement]) -> float:
+    """The least that measuring takes, a warm call and a timed one, judged by a smaller size.
+
+    Time grows at least with the pixels. 0 where there was no smaller size.
+    """
+    smaller = [m for m in known if m.model == row.model and mode in m.seconds]
+    if not smaller:
+        return 0.0
+    last = max(smaller, key=lambda m: m.resolution)
+    pixels = row.batch * row.resolution**2 / (last.batch * last.resolution**2)
+    return 2 * pixels * last.seconds[mode].median
 
 
-def _refuse_what_cannot_fit(model: nn.Module, row: Measurement) -> None:
-    """MemoryError before the operating system would kill the process instead."""
-    device = next(model.parameters()).device
-    if device.type == "cuda" or not isinstance(model, VisionMamba):
-        return
-    config = model.config
-    needed = _KEPT_BYTES * row.batch * row.tokens * config.d_model * config.depth
-    if needed > available_memory():
-        raise MemoryError(f"needs about {needed / 1e9:.0f} GB of memory")
+def _describe(row: Measurement, model: nn.Module) -> None:
+    row.parameters = count_parameters(model)
+    row.scale = {"image_size": row.resolution}
+    if isinstance(model, VisionMamba):
+        config = model.config
+        row.tokens = len(model.grid)
+        row.steps = model.layouts[model.schedule[0]].n_steps
+        row.scale |= {"d_model": config.d_model, "depth": config.depth}
+        if config.patch_size[0] == config.patch_size[1]:
+            row.scale["patch_size"] = config.patch_size[0]
 
 
-def available_memory() -> float:
-    """Bytes that the operating system can still give; infinity where it does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return 1024.0 * int(lines["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return float("inf")
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

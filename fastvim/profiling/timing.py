@@ -44,19 +44,50 @@ def interleaved(
     *,
     repeats: int,
     seconds: float = float("inf"),
+    warm: bool = False,
+    report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Timing]:
     """Time every call in turn, `repeats` rounds, so that a slow moment of the machine hits all.
 
-    One round before is not counted (caches, compilation). Rounds end early, after at least
-    one, once `seconds` have passed.
+    One round before is not counted (caches, compilation), unless the calls are `warm` already.
+    Rounds end early, after at least one, when the next would pass `seconds`. `report` is told the
+    rounds that are done.
     """
-    for call in calls.values():
-        call()
+    begin = time.monotonic()
+    if not warm:
+        for call in calls.values():
+            call()
     found: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.monotonic() + seconds
-    for _ in range(repeats):
+    for done in range(repeats):
+        report(done)
+        start = time.monotonic()
         for name, call in calls.items():
             found[name].append(call_seconds(call, device))
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now - begin + (now - start) > seconds:
             break
     return {name: Timing.of(values) for name, values in found.items()}
+
+
+def captured(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`call` as one CUDA graph, whose replay leaves out what Python and launches cost."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # PyTorch asks for a warm-up beside the main stream.
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def clock_mhz() -> float | None:
+    """The mean clock of the processor's cores at this moment; None where it is not said."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            clocks = [float(line.split(":")[1]) for line in file if line.startswith("cpu MHz")]
+    except OSError:
+        return None
+    return round(sum(clocks) / len(clocks)) if clocks else None

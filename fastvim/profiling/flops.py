@@ -1,0 +1,48 @@
+"""A second count of a model's operations, to hold against fvcore's."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastvim.kernels import flops
+from fastvim.models.backbone import VisionMamba
+from fastvim.profiling import models
+
+
+def own_gflops(model: nn.Module, resolution: int) -> float:
+    """Billions of operations of one image's forward pass; a multiply-add is one, as in fvcore.
+
+    Matrix products, convolutions and attention as PyTorch dispatches them, and the mixers by the
+    operator's own count from the model's sizes. fvcore instead reads a trace: it adds the layer
+    norms of timm's models, and does not see their fused attention. Nothing is computed.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        image = torch.empty(1, models.channels(model), resolution, resolution, device="meta")
+        copy.deepcopy(model).to("meta").eval()(image)
+    counts = counter.get_flop_counts()["Global"]
+    # PyTorch's counter takes a multiplication and its addition for two operations.
+    total = sum(n for name, n in counts.items() if "pooled_mixer" not in str(name)) / 2
+    if isinstance(model, VisionMamba):
+        # With attention pooling the mixers are not the operator's, but PyTorch's.
+        total += model.uncounted_operations() or _mixers(model)
+    return total / 1e9
+
+
+def _mixers(model: VisionMamba) -> int:
+    config, total = model.config, 0
+    for axis in model.schedule:
+        layout = model.layouts[axis]
+        total += flops.mixer_work(
+            len(model.grid) * config.d_inner,
+            layout.n_steps * config.d_inner,
+            config.d_conv,
+            config.delta_rank,
+            config.d_state,
+            pools=layout.steps is not None,
+            norm=config.post_ssm_norm,
+            gate=config.post_ssm_norm or config.gate_without_norm,
+            mean=config.direction_merge == "mean",
+        ).fvcore
+    return total

@@ -1,0 +1,129 @@
+"""What a call needs of memory: predicted before anything is computed, and measured."""
+
+import copy
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastvim.training.costs import step_memory
+
+# What allocators say: PyTorch's on CPUs, its CUDA one, C++'s, an operator of oneDNN.
+_PHRASES = ("out of memory", "allocate memory", "enough memory", "bad_alloc", "out_of_memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this exception says that memory could not be had, whoever raised it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
+
+
+class _Alive(TorchDispatchMode):
+    """Follows the bytes of the storages that operators make, as long as each is alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Called in place of every operator."""
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, (list, tuple)) else [found]:
+            if isinstance(value, Tensor):
+                self.hold(value)
+        return found
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count the storage of `tensor` until it is freed; one that is known, once."""
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def predicted_memory(
+    model: nn.Module, images: tuple[int, ...], call: Callable[[nn.Module, Tensor], object]
+) -> int:
+    """Peak bytes of `call(model, images)`, weights and images included; nothing is computed.
+
+    The call runs on tensors without data, so workspace inside operators is not seen.
+    """
+    with FakeTensorMode() as fake:
+        model = _without_data(model, fake)
+        alive = _Alive()
+        device = next(model.parameters()).device
+        batch = torch.empty(images, device=device)
+        with alive:
+            for tensor in (*model.parameters(), *model.buffers(), batch):
+                alive.hold(tensor)
+            call(model, batch)
+        return alive.peak
+
+
+def _without_data(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """A copy of `model` whose parameters and buffers have shapes only."""
+    memo = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        twin = fake.from_tensor(tensor)
+        if isinstance(tensor, nn.Parameter):
+            twin = nn.Parameter(twin, tensor.requires_grad)
+        memo[id(tensor)] = twin
+    return copy.deepcopy(model, memo)
+
+
+def measured_memory(call: Callable[[], object], model: nn.Module, images: Tensor) -> int:
+    """Peak bytes during `call`, with the weights and images but without those of other models."""
+    if images.device.type != "cuda":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        return step_memory(call, model, optimizer, [images])
+    device = images.device
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    own = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), images))
+    return torch.cuda.max_memory_allocated(device) - before + own
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes that `device` can still give; infinity where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_free_in_machine(), _free_under_limit())
+
+
+def _free_in_machine() -> float:
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return 1024.0 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return float("inf")
+
+
+def _free_under_limit() -> float:
+    """What `ulimit -v` leaves to this process."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return float("inf")
+        with open("/proc/self/statm") as file:
+            return limit - int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return float("inf")

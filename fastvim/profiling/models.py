@@ -1,0 +1,80 @@
+"""The models of a study by name, and whether a study of them can begin."""
+
+from collections.abc import Sequence
+
+import torch
+import yaml
+from torch import nn
+
+from fastvim.errors import UserError, nearest
+from fastvim.models.backbone import VisionMamba
+from fastvim.models.config import ModelConfig
+from fastvim.models.presets import resolve_config
+
+TIMM_PREFIX = "timm/"
+
+
+def check(names: Sequence[str], resolutions: Sequence[int]) -> None:
+    """UserError where a model does not exist, or its patches do not divide a size."""
+    for name in names:
+        for resolution in resolutions:
+            if name.startswith(TIMM_PREFIX):
+                _check_timm(name, resolution)
+            else:
+                _config(name, resolution)
+
+
+def build(name: str, resolution: int, device: torch.device) -> nn.Module:
+    """A preset or `timm/<name>` for square images of `resolution` pixels.
+
+    Settings of a preset may follow its name: `fastvim_tiny:post_ssm_norm=false`.
+    """
+    if name.startswith(TIMM_PREFIX):
+        return _timm(name, resolution).to(device)
+    return VisionMamba(_config(name, resolution)).to(device)
+
+
+def channels(model: nn.Module) -> int:
+    """Channels of the images that `model` takes."""
+    if isinstance(model, VisionMamba):
+        return model.config.in_channels
+    return model.default_cfg["input_size"][0]
+
+
+def _config(name: str, resolution: int) -> ModelConfig:
+    preset, *settings = name.split(":")
+    overrides = {"image_size": resolution} | dict(_setting(text) for text in settings)
+    return resolve_config(preset, overrides)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{text!r} is not a setting: write key=value")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{text!r}: {value!r} is not a value") from None
+
+
+def _timm(name: str, resolution: int) -> nn.Module:
+    import timm
+
+    bare = name.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(bare):
+        raise UserError(f"timm has no model {bare!r}{nearest(bare, timm.list_models())}")
+    try:
+        return timm.create_model(bare, img_size=resolution)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise UserError(f"{name} cannot be built at {resolution} pixels: {error}") from None
+
+
+def _check_timm(name: str, resolution: int) -> None:
+    with torch.device("meta"):
+        model = _timm(name, resolution)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1, 1)
+    if any(resolution % side for side in patch):
+        raise UserError(
+            f"{name}: {resolution} pixels are not divided by its patches of {patch[0]}; "
+            f"the nearest that fits is {max(1, round(resolution / patch[0])) * patch[0]}"
+        )
