@@ -1,5 +1,7 @@
 """`fastvim profile`: what the models cost over image sizes."""
 
+import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -40,7 +42,9 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
 
     Times are medians over interleaved repeats, with quartiles. Writes profile.md, .csv, .json
     and plots after each size; Ctrl-C keeps the sizes that are done, and the same command goes on.
+    Exit code 2 for bad input, 130 after Ctrl-C.
     """
+    from fastvim.experiments.runner import Stopped, StopRequest
     from fastvim.profiling.models import check
     from fastvim.profiling.study import Study
     from fastvim.reports import profile
@@ -63,9 +67,14 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
         screen.print(f"{output}: goes on after {', '.join(map(str, sorted(done)))} pixels")
     left = [resolution for resolution in sizes if resolution not in done]
     paths, compared = [], []
+    stop = StopRequest()
+
+    def notify() -> None:
+        screen.print("Stopping after this call of a model; Ctrl-C again stops at once.")
+
     try:
-        with screen.status("building the models") as status:
-            study = Study(names, device, chosen, batch, repeats, minutes, status.update)
+        with stop.listening(notify), screen.status("building the models") as status:
+            study = Study(names, device, chosen, batch, repeats, minutes, status.update, stop)
             for part in study.measure(left, found):
                 found += part
                 done.add(part[0].resolution)
@@ -73,10 +82,11 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
                 complete = len(done) == len(sizes)
                 paths = profile.write(found, compared, environment, settings, complete, output)
                 screen.print(f"{part[0].resolution} pixels done ({len(done)} of {len(sizes)})")
-    except KeyboardInterrupt:
-        kept = f"the sizes measured are in {output}, " if done else ""
-        screen.print(f"{kept}the same command goes on")
-        raise
+    except Stopped:
+        kept = f"Stopped; the sizes done are in {output}." if done else "Stopped; no size was done."
+        command_line = shlex.join(["fastvim", *sys.argv[1:]])
+        screen.print(f"{kept} To go on: {command_line}", markup=False, soft_wrap=True)
+        sys.exit(128 + (stop.signal or 2))
     _show(found, compared, environment)
     for path in paths:
         console().print(f"wrote {path}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvim.errors import UserError
+from fastvim.experiments.runner import Stopped
 from fastvim.models.backbone import VisionMamba
 from fastvim.profiling import models
 from fastvim.profiling.flops import own_gflops
@@ -89,6 +90,7 @@ class Study:
     repeats: int = 7
     minutes: float = 10.0
     report: Callable[[str], None] = lambda message: None
+    should_stop: Callable[[], bool] = lambda: False
 
     def measure(
         self, resolutions: Sequence[int], before: Sequence[Measurement] = ()
@@ -114,7 +116,13 @@ class Study:
     def _left(self) -> float:
         return self._end - time.monotonic()
 
+    def _stop_if_asked(self) -> None:
+        # Asked, not told by an exception: one that comes in a callback of gc.collect is lost.
+        if self.should_stop():
+            raise Stopped
+
     def _say(self, message: str) -> None:
+        self._stop_if_asked()
         self.report(f"{message}, {max(0.0, self._left()) / 60:.1f} min of the budget left")
 
     def _measure_size(self, resolution, known, seconds: float) -> list[Measurement]:
@@ -198,9 +206,10 @@ class Study:
             return
 
     def _followed(self, key: tuple[str, str], call: Callable[[], object]) -> Callable[[], None]:
-        """`call`, known by its key while it runs."""
+        """`call`, known by its key while it runs; Stopped instead where that is asked for."""
 
         def run() -> None:
+            self._stop_if_asked()
             self._running = key
             call()
 
@@ -212,7 +221,8 @@ class Study:
         except UserError as error:
             row.add_problem(str(error))
             return
-        row.stages = interleaved(stages, self.device, repeats=self.repeats, seconds=seconds)
+        calls = {name: self._followed((row.model, name), call) for name, call in stages.items()}
+        row.stages = interleaved(calls, self.device, repeats=self.repeats, seconds=seconds)
         row.scan_seconds = row.stages["scan"].median * model.config.depth / cycle(model)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 
@@ -231,3 +232,38 @@ def test_batches_shrink_with_the_pixels():
 def test_unknown_models_are_named(name, message):
     with pytest.raises(UserError, match=message):
         check([name], [224])
+
+
+PROFILE = "from fastvim_cli.main import main; main()"
+
+
+def test_an_interrupt_during_a_study_keeps_the_sizes_done_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-c", PROFILE, *COMMAND, "--resolutions", "28,56", "--output"]
+    command += [str(tmp_path)]
+    # What follows a size is a collection of garbage, whose callbacks swallow a KeyboardInterrupt.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    said = ""
+    try:
+        for line in process.stderr:
+            said += line
+            if "28 pixels done" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, said
+    finally:
+        process.kill()
+        process.wait()
+    assert "56 pixels done" not in said and "To go on: fastvim profile" in said
+    assert "Traceback" not in said
+    stored = json.loads((tmp_path / "profile.json").read_text())
+    assert {m["resolution"] for m in stored["measurements"]} == {28} and not stored["complete"]
+    result = CliRunner().invoke(main, command[3:])
+    assert result.exit_code == 0 and "goes on after 28 pixels" in result.output, result.output
+    stored = json.loads((tmp_path / "profile.json").read_text())
+    assert {m["resolution"] for m in stored["measurements"]} == {28, 56} and stored["complete"]
