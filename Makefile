@@ -9,6 +9,7 @@ help:
 	@echo "make demo   set everything up and run the main job: fastvim ablate pooling-alternation"
 	@echo "make test   set everything up and run the tests"
 	@echo "make bench  run the benchmarks (minutes; they print ratios against a peer)"
+	@echo "            JSON=folder keeps the figures; benchmarks/compare.py compares two folders"
 	@echo "make kernels-report   compile the GPU kernels without a GPU; registers, spills, bytes"
 	@echo "make lint   check format, style and types"
 
@@ -28,8 +29,13 @@ peer: $(VENV)/installed
 	  $$pip --no-build-isolation --no-deps "mamba-ssm>=2.2" && touch $(VENV)/peer; } || \
 	  echo "mamba-ssm cannot be installed: the tests against its selective_scan_ref will skip"
 
+# What measures; the others are parts of these, or run by themselves (simulations take half an hour).
+NOT_TIMED := timing compare kernel_costs kernels_report interval_coverage
 bench: $(VENV)/installed
-	@for script in $(filter-out %/timing.py %/kernel_costs.py %/kernels_report.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for name in $(filter-out $(NOT_TIMED),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+	  echo "== $$name"; \
+	  $(BIN)/python benchmarks/$$name.py $(if $(JSON),--json $(JSON)/$$name.json) || exit 1; \
+	done
 
 kernels-report: $(VENV)/installed
 	$(BIN)/python benchmarks/kernels_report.py

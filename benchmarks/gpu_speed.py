@@ -7,16 +7,15 @@ time that the bytes alone would take at the speed at which this GPU copies.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import JSON, finish
 from torch import Tensor
 
-from fastvim.files import write_atomic
 from fastvim.kernels import (
     MixerWeights,
     ScanLayout,
@@ -129,7 +128,7 @@ def measure(case: tuple, backends: list[str], rounds: int, speed: float) -> dict
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help=JSON)
     given = parser.parse_args()
     reason = available()["triton"]
     if reason is not None:
@@ -150,8 +149,7 @@ def main() -> int:
         backends = [*works, "reference"] if shape[2] < TOO_LONG else works
         results[f"scan, {name}"] = measure(scan_case(*shape), backends, given.rounds, speed)
         print(f"scan, {name}", results[f"scan, {name}"])
-    if given.json:
-        write_atomic(given.json, json.dumps(results, indent=1))
+    finish([{"title": title} | rest for title, rest in results.items()], given.json)
     return 0
 
 

@@ -7,11 +7,12 @@ one simulated experiment after another (half an hour at the default numbers).
 """
 
 import argparse
-import json
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from timing import JSON, finish
 
 from fastvim.analysis.claims import Claim
 from fastvim.analysis.contrasts import judge_pairs
@@ -239,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--experiments", type=int, default=4000)
     parser.add_argument("--families", type=int, default=2000)
-    parser.add_argument("--json", help="also write the tables here")
+    parser.add_argument("--json", type=Path, help=JSON)
     options = parser.parse_args()
     tables = {}
     for title, rows in (
@@ -251,9 +252,7 @@ def main() -> None:
     ):
         tables[title] = rows()
         show(title, tables[title])
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(tables, file, indent=1, default=float)
+    finish([{"title": title, "rows": rows} for title, rows in tables.items()], options.json)
 
 
 if __name__ == "__main__":

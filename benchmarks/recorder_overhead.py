@@ -1,6 +1,7 @@
 """What the recorder adds to a training step, with and without it in turns.
 
     python benchmarks/recorder_overhead.py [--model fastvim_base] [--image-size 112] [--batch 8]
+        [--rounds 8] [--window 1] [--threads 2] [--json FILE]
 
 One model and one optimiser take the steps; the recorder's switch is turned between neighbours, so
 both see the same machine, and on a CPU the seconds are the processor's. Printed: the median of
@@ -10,7 +11,6 @@ a call ends when its work is done, also the time inside the recorder's own calls
 step they are part of: a shared machine's steps differ by more than the recorder costs.
 """
 
-import argparse
 import functools
 import statistics
 import tempfile
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from timing import arguments, finish, spread
 
 from fastvim import tasks
 from fastvim.models import create_model
@@ -29,20 +30,14 @@ from fastvim.training.trainer import Trainer
 
 
 def main() -> None:
-    """Parse arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="fastvim_base")
-    parser.add_argument("--image-size", type=int, default=112)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--window", type=int, default=1, help="Steps between readings.")
-    arguments = parser.parse_args()
-    recipe = Recipe(epochs=1000, batch_size=arguments.batch, clip_grad=1.0)
+    """Measure and print."""
+    given = arguments(__doc__, rounds=8, model="fastvim_base", image_size=112, batch=8, window=1)
+    recipe = Recipe(epochs=1000, batch_size=given.batch, clip_grad=1.0)
     device = choose_device()
     # A busy machine takes time from the wall, hardly from the processor.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     precision = choose_precision(recipe, device)
-    model = create_model(arguments.model, image_size=arguments.image_size)
+    model = create_model(given.model, image_size=given.image_size)
     with tempfile.TemporaryDirectory() as folder:
         task = tasks.create("classification", recipe)
         trainer = Trainer(
@@ -56,10 +51,10 @@ def main() -> None:
             recorder=lambda model: Recorder(model, Path(folder)),
         )
         recorder = trainer.recorder
-        size = (arguments.batch, model.config.in_channels, *model.config.image_size)
+        size = (given.batch, model.config.in_channels, *model.config.image_size)
         images = torch.randn(size).to(device)
-        labels = torch.arange(arguments.batch, device=device) % model.config.num_classes
-        places = [torch.arange(arguments.batch)] * arguments.window
+        labels = torch.arange(given.batch, device=device) % model.config.num_classes
+        places = [torch.arange(given.batch)] * given.window
         step = read = 0
         inside = 0.0
 
@@ -88,35 +83,46 @@ def main() -> None:
             nonlocal step, read
             trainer.recorder = recorder if recording else None
             began = clock()
-            for _ in range(arguments.window):
+            for _ in range(given.window):
                 result = trainer.step(step, images, labels)
                 step += 1
             result.loss.item()
             if recording:
-                read += arguments.window
+                read += given.window
                 recorder.read(read, places)
-            return (clock() - began) / arguments.window
+            return (clock() - began) / given.window
 
         for recording in (False, True):
             window(recording)
         times, own = [], []
-        for pair in range(arguments.pairs):
+        for pair in range(given.rounds):
             order = (False, True) if pair % 2 else (True, False)
             inside = 0.0
             measured = {recording: window(recording) for recording in order}
-            spent = inside / arguments.window
+            spent = inside / given.window
             own.append(100 * spent / (measured[True] - spent))
             times.append((measured[False], measured[True]))
-    without = statistics.median(pair[0] for pair in times)
-    shares = [100 * (pair[1] - pair[0]) / without for pair in times]
-    low, middle, high = statistics.quantiles(shares, n=4)
-    print(f"{arguments.model}, {size}, {precision} on {device}, {arguments.pairs} pairs")
+    without, with_it = (statistics.median(pair[i] for pair in times) for i in (0, 1))
+    added = spread([100 * (pair[1] - pair[0]) / without for pair in times])
+    result = {
+        "title": f"{given.model}, {size}, {precision} on {device}",
+        "step without the recorder, ms": 1000 * without,
+        "step with it, ms": 1000 * with_it,
+        "added, % of a step": added,
+    }
+    print(f"{result['title']}, {given.rounds} pairs")
     print(f"without the recorder: {1000 * without:.1f} ms a step (median)")
-    print(f"with it:              {1000 * statistics.median(p[1] for p in times):.1f} ms")
-    print(f"added: {middle:+.2f} % of a step (median; quartiles {low:+.2f}, {high:+.2f})")
+    print(f"with it:              {1000 * with_it:.1f} ms")
+    print(f"added: {_range(added)}")
     if device.type == "cpu":
-        low, middle, high = statistics.quantiles(own, n=4)
-        print(f"inside its own calls: {middle:.2f} % of a step (quartiles {low:.2f}, {high:.2f})")
+        result["inside its own calls, % of a step"] = spread(own)
+        print(f"inside its own calls: {_range(spread(own))}")
+    finish([result], given.json)
+
+
+def _range(values: dict) -> str:
+    low, high = values["quartiles"]
+    return f"{values['median']:+.2f} % of a step (median; quartiles {low:+.2f}, {high:+.2f})"
 
 
 if __name__ == "__main__":

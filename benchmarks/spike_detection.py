@@ -3,7 +3,7 @@
 Precision and recall on the labelled synthetic suite, by size of the spike in deviations of the
 noise, against OLMo-core's StabilityMonitor and OLMo 2's spike score; and the cost of a value
 offline, online and read from an event file. `--quick` takes a tenth of the values for the costs;
-`--logs FILE...` also reviews real logs.
+`--logs FILE...` also reviews real logs; `--json FILE` writes the figures there too.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from rich.table import Table
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from timing import JSON, finish
 
 from fastvim.stability import SpikeDetector, detect
 from fastvim.stability.readers import read_curves
@@ -32,7 +33,7 @@ def share(counts: list[int] | None) -> str:
     return f"{counts[0] / counts[1]:.2f} ({counts[1]})" if counts else "-"
 
 
-def print_scores(scores: dict[str, Score]) -> None:
+def print_scores(scores: dict[str, Score]) -> dict:
     """Precision and recall overall, recall by size, recall of sustained changes."""
     table = Table("detector", "precision", "recall", "found", "false")
     for name, one in scores.items():
@@ -48,6 +49,16 @@ def print_scores(scores: dict[str, Score]) -> None:
         for name, one in scores.items():
             table.add_row(name, *[share(getattr(one, field).get(key)) for key in keys])
         console.print(table)
+    return {"title": "labelled curves"} | {
+        name: {
+            "precision": one.precision,
+            "recall": one.recall,
+            "false": one.false,
+            "recall by size": {str(size): a / b for size, (a, b) in one.by_size.items()},
+            "recall of changes": {kind: a / b for kind, (a, b) in one.by_kind.items()},
+        }
+        for name, one in scores.items()
+    }
 
 
 def print_families(curves: list) -> None:
@@ -72,14 +83,15 @@ def curve_of(count: int, tail: bool) -> np.ndarray:
     return 2 + np.exp(-np.arange(count) / (count / 3)) + 0.05 * noise
 
 
-def print_costs(count: int) -> None:
+def print_costs(count: int) -> dict:
     """Seconds for `count` values, by the clock and of one core; best of three."""
+    result: dict = {"title": "cost, microseconds of one core a value"}
     table = Table("cost", "values", "seconds", "of one core", "microseconds a value")
 
     def measure(name: str, values: int, work) -> None:
         times = [_seconds(work) for _ in range(3)]
         clock, core = np.min(times, axis=0)
-        each = 1e6 * core / values
+        each = result[name] = 1e6 * core / values
         table.add_row(name, f"{values:,}", f"{clock:.3f}", f"{core:.3f}", f"{each:.2f}")
 
     steps = np.arange(count)
@@ -104,6 +116,7 @@ def print_costs(count: int) -> None:
         measure("event file, read", count, lambda: read_curves([path]))
         measure("event file, reviewed", count, lambda: review(read_curves([path])[0]))
     console.print(table)
+    return result
 
 
 def _seconds(work) -> tuple[float, float]:
@@ -118,17 +131,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the values for the costs")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the suite")
     parser.add_argument("--logs", type=Path, nargs="*", default=[], help="real logs to review")
+    parser.add_argument("--json", type=Path, help=JSON)
     arguments = parser.parse_args()
     curves = suite(arguments.seeds)
     values = sum(len(curve.values) for curve in curves)
     console.print(f"{len(curves)} curves, {values:,} values")
-    print_scores({name: score(curves, detector) for name, detector in DETECTORS.items()})
+    scores = print_scores({name: score(curves, found) for name, found in DETECTORS.items()})
     print_families(curves)
     for curve in read_curves(arguments.logs) if arguments.logs else []:
         entry = review(curve)
         peaks = ", ".join(f"{e.kind} at {e.peak_step:g} ({e.height:.1f})" for e in entry.episodes)
         console.print(f"{curve.path}: {peaks or 'none'}")
-    print_costs(100_000 if arguments.quick else 1_000_000)
+    costs = print_costs(100_000 if arguments.quick else 1_000_000)
+    finish([scores, costs], arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ disturb less.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -15,36 +14,24 @@ from pathlib import Path
 import torch
 
 from fastvim.files import write_atomic
-from fastvim.kernels import native
+from fastvim.profiling.machine import clock_mhz, describe, in_words
+
+JSON = "write the figures there too; benchmarks/compare.py sets two such files side by side"
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
+def arguments(description: str, rounds: int, **more: str | int) -> argparse.Namespace:
+    """The options of a benchmark; `more` are those of its own, name=default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    for name, default in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--json", type=Path, help=JSON)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     return given
-
-
-def machine() -> dict:
-    """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":")[1].strip() if names else model
-    return {
-        "processor": model,
-        "threads": torch.get_num_threads(),
-        "instructions": native.LIBRARY.fastvim_level().decode() if native.LIBRARY else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 def interleave(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list]:
@@ -59,7 +46,8 @@ def interleave(contenders: dict[str, Callable[[], object]], rounds: int) -> dict
     return times
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict:
+    """The median and the quartiles."""
     low, middle, high = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     )
@@ -73,8 +61,8 @@ def compare(title: str, times: dict[str, list], ours: str) -> dict:
     for name, seconds in times.items():
         entry = {}
         for i, clock in enumerate(("wall", "processor")):
-            entry[clock] = _spread([pair[i] for pair in seconds])
-            entry[f"{clock}_ratio"] = _spread(
+            entry[clock] = spread([pair[i] for pair in seconds])
+            entry[f"{clock}_ratio"] = spread(
                 [a[i] / b[i] for a, b in zip(seconds, times[ours], strict=True)]
             )
         result["contenders"][name] = entry
@@ -90,6 +78,9 @@ def compare(title: str, times: dict[str, list], ours: str) -> dict:
 
 def finish(results: list[dict], path: Path | None) -> None:
     """Print the machine, and write everything as JSON if asked."""
-    print("\n" + ", ".join(f"{key} {value}" for key, value in machine().items()))
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    machine, clock = describe(device), clock_mhz(device)
+    print(f"\n{in_words(machine, [clock])}")
     if path:
-        write_atomic(path, json.dumps({"machine": machine(), "results": results}, indent=1))
+        content = {"machine": machine | {"clock_mhz": clock}, "results": results}
+        write_atomic(path, json.dumps(content, indent=1, default=float) + "\n")

@@ -45,10 +45,11 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     Exit code 2 for bad input, 130 after Ctrl-C.
     """
     from fastvim.experiments.runner import Stopped, StopRequest
+    from fastvim.profiling import machine
     from fastvim.profiling.models import check
     from fastvim.profiling.study import Study
-    from fastvim.reports import profile
-    from fastvim.training.devices import choose_device, describe_environment
+    from fastvim.reports import profile, profile_tables
+    from fastvim.training.devices import choose_device
     from fastvim_cli.display import console
 
     fast, vim = f"fastvim_{size}", f"vim_{size}"
@@ -57,7 +58,7 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     device = choose_device()
     chosen, sizes = _modes(modes, device), _sizes(resolutions)
     check(names, sizes)
-    environment = describe_environment(device, "float32")
+    environment = machine.describe(device)
     settings = {"models": names, "modes": chosen, "batch": batch, "repeats": repeats}
     settings["resolutions"] = sizes
     found = profile.read_unfinished(output, environment, settings)
@@ -78,7 +79,7 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
             for part in study.measure(left, found):
                 found += part
                 done.add(part[0].resolution)
-                compared = profile.claims(found, fast, vim, fast + PLAIN)
+                compared = profile_tables.claims(found, fast, vim, fast + PLAIN)
                 complete = len(done) == len(sizes)
                 paths = profile.write(found, compared, environment, settings, complete, output)
                 screen.print(f"{part[0].resolution} pixels done ({len(done)} of {len(sizes)})")
@@ -94,7 +95,7 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
 
 def _modes(text: str, device) -> list[str]:
     from fastvim.errors import UserError, nearest
-    from fastvim.profiling.study import MODES
+    from fastvim.profiling.measurement import MODES
 
     chosen = list(dict.fromkeys(text.split(",")))
     for mode in chosen:
@@ -118,24 +119,29 @@ def _sizes(text: str) -> list[int]:
 
 
 def _show(found, compared, environment) -> None:
-    from rich.markup import escape
-
-    from fastvim.reports import profile
-    from fastvim_cli.display import console, table
+    from fastvim.reports import profile, profile_tables
+    from fastvim_cli.display import console
 
     screen = console()
-    columns = profile.rows(found)
-    # Columns that are empty for every row say nothing.
-    shown = [i for i in range(len(profile.COLUMNS)) if any(row[i] for row in columns)]
-    costs = table(*(profile.COLUMNS[i] for i in shown), title="Cost over image sizes")
-    for row in columns:
-        costs.add_row(*(escape(row[i]) for i in shown))
-    heads = ("claim", "published", "ours", "where")
-    beside = table(*heads, title="The paper's figures (on a GPU) and ours")
-    for claim in compared:
-        beside.add_row(*claim.values())
-    screen.print(profile.machine(found, environment))
-    screen.print(costs)
-    for note in profile.NOTES:
-        screen.print(f"- {note}")
-    screen.print(beside)
+    screen.print(profile.machine(found, environment), markup=False)
+    title = "Cost over image sizes"
+    screen.print(_table(title, profile_tables.MODELS, profile_tables.model_rows(found)))
+    title = "Parts of a block, unfused"
+    screen.print(_table(title, profile_tables.BLOCKS, profile_tables.block_rows(found)))
+    title = "The paper's figures (on a GPU) and ours"
+    screen.print(_table(title, profile_tables.CLAIMS, [list(row.values()) for row in compared]))
+    for note in profile_tables.NOTES:
+        screen.print(f"- {note}", markup=False)
+
+
+def _table(title: str, heads, rows):
+    """Without the columns that are empty in every row."""
+    from rich.markup import escape
+
+    from fastvim_cli.display import table
+
+    shown = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    found = table(*(heads[i] for i in shown), title=title)
+    for row in rows:
+        found.add_row(*(escape(row[i]) for i in shown))
+    return found

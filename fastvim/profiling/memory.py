@@ -102,7 +102,8 @@ def measured_memory(call: Callable[[], object], model: nn.Module, images: Tensor
 def available_memory(device: torch.device) -> float:
     """Bytes that `device` can still give; infinity where nobody says."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return min(_free_in_machine(), _free_under_limit())
 
 

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from fastvim.experiments.runner import Stopped
 from fastvim.models.backbone import VisionMamba
 from fastvim.profiling import models
 from fastvim.profiling.flops import own_gflops
+from fastvim.profiling.machine import clock_mhz
+from fastvim.profiling.measurement import Measurement
 from fastvim.profiling.memory import (
     available_memory,
     is_out_of_memory,
@@ -21,62 +23,10 @@ from fastvim.profiling.memory import (
     predicted_memory,
 )
 from fastvim.profiling.stages import block_stages, cycle
-from fastvim.profiling.timing import Timing, captured, clock_mhz, interleaved
+from fastvim.profiling.timing import captured, interleaved
 from fastvim.training.costs import count_gflops, count_parameters
 
-MODES = ("forward", "training", "graph")
 NO_TIME = "no time left in the budget"
-
-
-@dataclass
-class Measurement:
-    """One model at one image size. Times in seconds a batch, memory in MB, GFLOPs an image.
-
-    `gflops` are fvcore's, `own_gflops` those of `fastvim.profiling.flops`. `stages` are seconds of
-    the parts of a cycle of blocks (see `block_stages`), `scan_seconds` those of the model's scans.
-    `scale` says where it was measured, as in `fastvim.analysis.claims`.
-    """
-
-    model: str
-    resolution: int
-    batch: int
-    tokens: int = 0
-    steps: int = 0
-    parameters: int = 0
-    gflops: float | None = None
-    own_gflops: float | None = None
-    seconds: dict[str, Timing] = field(default_factory=dict)
-    peak_memory_mb: dict[str, float] = field(default_factory=dict)
-    stages: dict[str, Timing] = field(default_factory=dict)
-    scan_seconds: float | None = None
-    clock_mhz: float | None = None
-    scale: dict[str, int] = field(default_factory=dict)
-    problem: str | None = None
-
-    def images_per_second(self, mode: str) -> float | None:
-        """The median over repeats; None where it was not measured."""
-        timing = self.seconds.get(mode)
-        return self.batch / timing.median if timing else None
-
-    def to_dict(self) -> dict:
-        """Plain values for JSON."""
-        rates = {mode: self.images_per_second(mode) for mode in self.seconds}
-        return asdict(self) | {"images_per_second": rates}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Measurement":
-        """What `to_dict` gave."""
-        known = {f.name: values[f.name] for f in fields(cls)}
-        for name in ("seconds", "stages"):
-            known[name] = {
-                key: Timing(**timing | {"calls": tuple(timing["calls"])})
-                for key, timing in known[name].items()
-            }
-        return cls(**known)
-
-    def add_problem(self, problem: str) -> None:
-        """One more thing that could not be measured."""
-        self.problem = f"{self.problem}; {problem}" if self.problem else problem
 
 
 @dataclass
@@ -129,24 +79,24 @@ class Study:
         begin, batch = time.monotonic(), self.batch or default_batch(resolution)
         rows, calls, built = [], {}, {}
         for name in self.names:
-            row = Measurement(name, resolution, batch, clock_mhz=clock_mhz())
+            row = Measurement(name, resolution, batch)
             rows.append(row)
             if self._left() <= 0:
                 row.problem = NO_TIME
                 continue
             self._say(f"{name} at {resolution} pixels: memory and FLOPs")
-            with _memory_is_a_problem_of(row, "model"):
+            with _problems_of(row, "model"):
                 model = built[name] = models.build(name, resolution, self.device)
                 _describe(row, model)
                 row.own_gflops = own_gflops(model, resolution)
             if row.problem is None:
                 self._prepare(row, model, known, calls)
             _release(self.device)
-        self._time(rows, calls, seconds * 0.8 - (time.monotonic() - begin))
+        self._time(rows, calls, begin + 0.8 * seconds)
         for row in rows:
             if isinstance(built.get(row.model), VisionMamba) and row.seconds:
                 self._say(f"{row.model} at {resolution} pixels: parts of a block")
-                with _memory_is_a_problem_of(row, "parts of a block"):
+                with _problems_of(row, "parts of a block"):
                     self._take_apart(row, built[row.model], seconds * 0.1)
         return rows
 
@@ -158,7 +108,7 @@ class Study:
             if _least_seconds(row, mode, known) > self._left():
                 row.add_problem(f"{NO_TIME} ({mode})")
                 continue
-            with _memory_is_a_problem_of(row, mode):
+            with _problems_of(row, mode):
                 needed = predicted_memory(model, shape, step)
                 if needed > available_memory(self.device):
                     row.add_problem(f"out of memory ({mode}: needs {needed / 1e9:.1f} GB)")
@@ -173,14 +123,20 @@ class Study:
                 calls[row.model, mode] = captured(call, self.device) if mode == "graph" else call
             model.zero_grad(set_to_none=True)
         if any(name == row.model for name, _ in calls):
-            with _memory_is_a_problem_of(row, "FLOPs"):
+            with _problems_of(row, "FLOPs"):
                 row.gflops = count_gflops(model, torch.zeros(1, *shape[1:], device=self.device))
 
-    def _time(self, rows: list[Measurement], calls: dict, seconds: float) -> None:
-        """Time the calls; without those that now find no memory."""
-        by_name = {row.model: row for row in rows}
+    def _time(self, rows: list[Measurement], calls: dict, end: float) -> None:
+        """Time the calls, mode by mode, until `end` by the monotonic clock."""
+        for position, mode in enumerate(self.modes):
+            mine = {name: call for (name, m), call in calls.items() if m == mode}
+            left = (end - time.monotonic()) / (len(self.modes) - position)
+            self._time_mode(mode, [row for row in rows if row.model in mine], mine, left)
+
+    def _time_mode(self, mode: str, rows: list[Measurement], calls: dict, seconds: float) -> None:
+        """Interleave the models; without those that now find no memory."""
         while calls:
-            followed = {key: self._followed(key, call) for key, call in calls.items()}
+            followed = {name: self._followed(name, call) for name, call in calls.items()}
             try:
                 timings = interleaved(
                     followed,
@@ -189,23 +145,26 @@ class Study:
                     seconds=seconds,
                     warm=True,
                     report=lambda done: self._say(
-                        f"timing at {rows[0].resolution} pixels: round {done + 1} "
+                        f"{mode} at {rows[0].resolution} pixels: round {done + 1} "
                         f"of at most {self.repeats}"
                     ),
                 )
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                name, mode = self._running
-                by_name[name].add_problem(f"out of memory ({mode})")
-                del calls[name, mode]
+                del calls[self._running]
+                for row in rows:
+                    if row.model == self._running:
+                        row.add_problem(f"out of memory ({mode})")
                 _release(self.device)
                 continue
-            for (name, mode), timing in timings.items():
-                by_name[name].seconds[mode] = timing
+            clock = clock_mhz(self.device)  # While it is still as fast as the work made it.
+            for row in rows:
+                if row.model in timings:
+                    row.seconds[mode], row.clock_mhz = timings[row.model], clock
             return
 
-    def _followed(self, key: tuple[str, str], call: Callable[[], object]) -> Callable[[], None]:
+    def _followed(self, key: str, call: Callable[[], object]) -> Callable[[], None]:
         """`call`, known by its key while it runs; Stopped instead where that is asked for."""
 
         def run() -> None:
@@ -216,21 +175,22 @@ class Study:
         return run
 
     def _take_apart(self, row: Measurement, model: VisionMamba, seconds: float) -> None:
-        try:
-            stages = block_stages(model, row.batch)
-        except UserError as error:
-            row.add_problem(str(error))
-            return
-        calls = {name: self._followed((row.model, name), call) for name, call in stages.items()}
+        stages = block_stages(model, row.batch)
+        if self.device.type == "cuda":
+            # A part is shorter than its launches from Python.
+            stages = {name: captured(call, self.device) for name, call in stages.items()}
+        calls = {name: self._followed(name, call) for name, call in stages.items()}
         row.stages = interleaved(calls, self.device, repeats=self.repeats, seconds=seconds)
         row.scan_seconds = row.stages["scan"].median * model.config.depth / cycle(model)
 
 
 @contextmanager
-def _memory_is_a_problem_of(row: Measurement, what: str) -> Iterator[None]:
-    """Within it, running out of memory becomes a problem of the row."""
+def _problems_of(row: Measurement, what: str) -> Iterator[None]:
+    """Within it, what cannot be measured, and running out of memory, are problems of the row."""
     try:
         yield
+    except UserError as error:
+        row.add_problem(str(error))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fastvim.errors import UserError
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -70,24 +72,30 @@ def interleaved(
 
 
 def captured(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """`call` as one CUDA graph, whose replay leaves out what Python and launches cost."""
+    """`call` as one CUDA graph, whose replay leaves out what Python and launches cost.
+
+    Raises UserError where it cannot be captured.
+    """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # PyTorch asks for a warm-up beside the main stream.
-        for _ in range(3):
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # What is made at first use must not be captured.
             call()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def clock_mhz() -> float | None:
-    """The mean clock of the processor's cores at this moment; None where it is not said."""
+    # On the stream of the warm-up, since libraries keep handles and workspaces by stream.
     try:
-        with open("/proc/cpuinfo") as file:
-            clocks = [float(line.split(":")[1]) for line in file if line.startswith("cpu MHz")]
-    except OSError:
-        return None
-    return round(sum(clocks) / len(clocks)) if clocks else None
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot be captured as a CUDA graph: {reason}") from error
+
+    def replay() -> None:
+        graph.replay()
+
+    # The graph knows the tensors it reads by their addresses; `call` keeps them alive.
+    replay.call = call
+    return replay

@@ -13,16 +13,15 @@ from click.testing import CliRunner
 from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
 from fastvim.models import create_model
-from fastvim.profiling import stages
+from fastvim.profiling import machine, stages
 from fastvim.profiling.flops import own_gflops
 from fastvim.profiling.memory import is_out_of_memory, measured_memory, predicted_memory
 from fastvim.profiling.models import build, check
-from fastvim.profiling.stages import BLOCK_STAGES, block_stages
+from fastvim.profiling.stages import block_stages
 from fastvim.profiling.study import NO_TIME, Study, default_batch, forward, training_step
 from fastvim.profiling.timing import interleaved
-from fastvim.reports import profile
+from fastvim.reports import profile, profile_tables
 from fastvim.training.costs import count_gflops
-from fastvim.training.devices import describe_environment
 from fastvim_cli.main import main
 
 CPU = torch.device("cpu")
@@ -115,11 +114,11 @@ torch.set_num_threads(1)
 if sys.argv[1] == "caught":
     study.available_memory = lambda device: float("inf")
 names = ["vim_femto", "timm/vit_tiny_patch16_224"]
-list(study.Study(names, torch.device("cpu"), repeats=1).measure([112]))
+list(study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([112]))
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
-for part in study.Study(names, torch.device("cpu"), batch=8, repeats=1).measure([112, 896]):
+resource.setrlimit(resource.RLIMIT_AS, (used + 120_000_000,) * 2)
+for part in study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([112, 448]):
     for row in part:
         print(row.model, row.resolution, row.problem, sorted(row.seconds))
 """
@@ -151,8 +150,8 @@ def test_every_kind_of_running_out_of_memory_is_known():
 
 
 def test_files_hold_what_was_measured(measurements, tmp_path):
-    claims = profile.claims(measurements, *[MODELS[i] for i in (1, 0, 2)])
-    environment = describe_environment(CPU, "float32")
+    claims = profile_tables.claims(measurements, *[MODELS[i] for i in (1, 0, 2)])
+    environment = machine.describe(CPU)
     paths = profile.write(measurements, claims, environment, {}, True, tmp_path)
     assert {path.name for path in paths} >= {"profile.md", "growth.png", "shares.svg"}
     assert all(path.stat().st_size for path in paths)
@@ -165,13 +164,15 @@ def test_files_hold_what_was_measured(measurements, tmp_path):
     assert [v["name"] for v in evidence["variants"]][:2] == ["vim_femto@28", "fastvim_femto@28"]
     assert len(evidence["variants"][0]["cost"]["images_per_second"]) == 2
     texts = {claim["claim"] for claim in claims}
-    assert {"FLOPs fewer than Vim", "SSM time grows, vim_femto"} <= texts
+    assert {"FLOPs fewer than Vim", "SSM time of an image grows, vim_femto"} <= texts
 
 
 def test_shares_add_up(measurements):
     for m in measurements:
-        shares = profile.shares(m)
-        assert sum(shares.values()) == pytest.approx(1) and set(shares) <= set(BLOCK_STAGES)
+        shares = profile_tables.shares(m)
+        assert sum(shares.values()) == pytest.approx(1) and set(shares) <= set(
+            profile_tables.SHARES
+        )
         assert ("broadcast" in shares) == m.model.startswith("fastvim")
 
 
