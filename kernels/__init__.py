@@ -4,6 +4,7 @@
 """
 
 from fastvim.kernels.backends import available, use_backend
+from fastvim.kernels.block import residual_block
 from fastvim.kernels.flops import fvcore_handles
 from fastvim.kernels.norm import rms_norm
 from fastvim.kernels.operator import pooled_mixer, selective_scan
@@ -15,6 +16,7 @@ __all__ = [
     "available",
     "fvcore_handles",
     "pooled_mixer",
+    "residual_block",
     "rms_norm",
     "selective_scan",
     "use_backend",

@@ -5,14 +5,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastvim.kernels.native import LIBRARY, MixerCall, NormCall, ScanCall, ScanGradients
+from fastvim.kernels.native import (
+    LIBRARY,
+    BlockCall,
+    MixerCall,
+    NormCall,
+    ScanCall,
+    ScanGradients,
+)
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 _POOLING = {"mean": 1, "sum": 2, "max": 3}
 
 
 def run(
-    name: str, call: ScanCall | ScanGradients | MixerCall | NormCall, dtype: torch.dtype
+    name: str,
+    call: ScanCall | ScanGradients | MixerCall | NormCall | BlockCall,
+    dtype: torch.dtype,
 ) -> None:
     status = getattr(LIBRARY, name)(call, dtype == torch.float64)
     if status == 1:
@@ -168,7 +177,7 @@ def scan_gradients(
 
 
 def mixer_call(
-    xz: Tensor,
+    shape: tuple[int, int, int],
     weights: MixerWeights,
     layout: ScanLayout,
     pooling: str,
@@ -177,12 +186,13 @@ def mixer_call(
     gate: bool,
     eps: float,
 ) -> MixerCall:
-    batch, length, width = xz.shape
+    """`shape` is batch, tokens, channels; what is read and written is for the caller to add."""
+    batch, length, channels = shape
     tables = (layout.order, layout.steps, layout.reverse_steps)
     return MixerCall(
         batch,
         length,
-        width // 2,
+        channels,
         length if layout.steps is None else layout.n_steps,
         weights.conv_weight.shape[2],
         torch.get_num_threads(),
@@ -191,9 +201,9 @@ def mixer_call(
         scale,
         0.5 if merge == "mean" else 1.0,
         eps,
-        xz.data_ptr(),
-        xz.data_ptr() + width // 2 * xz.element_size(),
-        xz.stride()[:2],
+        None,
+        None,
+        (0, 0),
         weights.conv_weight.data_ptr(),
         pointer(weights.conv_bias),
         weights.D.data_ptr(),
@@ -202,3 +212,9 @@ def mixer_call(
         *(pointer(table) for table in tables),
         *(length if table is not None and table.dim() == 2 else 0 for table in tables),
     )
+
+
+def read_from(call: MixerCall, xz: Tensor) -> None:
+    call.x = xz.data_ptr()
+    call.z = xz.data_ptr() + call.channels * xz.element_size()
+    call.x_stride = xz.stride()[:2]

@@ -3,11 +3,13 @@
 The functions are those of `reference.py`, with its axes; float32 and float64 on the CPU.
 """
 
+import threading
+
 import torch
 from torch import Tensor
 
 from fastvim.kernels import calls
-from fastvim.kernels.native import ScanCall
+from fastvim.kernels.native import LIBRARY, BlockCall, MixerCall, ScanCall
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 
@@ -77,13 +79,24 @@ def _prepare(
 ) -> tuple[Tensor, MixerWeights, ScanLayout]:
     """The same values as the kernels want them: one dtype, channels contiguous."""
     weights = MixerWeights(*map(_contiguous, _as(weights, xz.dtype)))
+    if xz.stride(2) != 1:
+        xz = xz.contiguous()
+    return xz, weights, _tables(layout)
+
+
+def _tables(layout: ScanLayout) -> ScanLayout:
     tables = [
         None if table is None else table.to(torch.int32).contiguous()
         for table in (layout.order, layout.steps, layout.reverse_steps)
     ]
-    if xz.stride(2) != 1:
-        xz = xz.contiguous()
-    return xz, weights, ScanLayout(*tables, layout.n_steps)
+    return ScanLayout(*tables, layout.n_steps)
+
+
+def _mixer_call(xz: Tensor, *arguments) -> MixerCall:
+    batch, length, width = xz.shape
+    call = calls.mixer_call((batch, length, width // 2), *arguments)
+    calls.read_from(call, xz)
+    return call
 
 
 def _project(pooled: Tensor, weights: MixerWeights) -> tuple[Tensor, Tensor]:
@@ -136,7 +149,7 @@ def pooled_mixer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A mixer between its projections; see `reference.pooled_mixer`."""
     xz, weights, layout = _prepare(xz, weights, layout)
-    call = calls.mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
+    call = _mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
     out = xz.new_empty(call.batch, call.length, call.channels)
     pooled = xz.new_empty(2, call.batch, call.steps, call.channels)
     scanned = torch.empty_like(pooled)
@@ -168,7 +181,7 @@ def pooled_mixer_backward(
     """Gradients of `pooled_mixer` for xz and each weight that is not None, in that order."""
     given = (xz, *weights)
     xz, weights, layout = _prepare(xz, weights, layout)
-    call = calls.mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
+    call = _mixer_call(xz, weights, layout, pooling, scale, merge, gate, eps)
     grad_out, pooled, scanned = grad_out.contiguous(), pooled.contiguous(), scanned.contiguous()
     grad_xz = xz.new_empty(xz.shape)
     grads = MixerWeights(*(None if w is None else torch.empty_like(w) for w in weights))
@@ -229,3 +242,55 @@ def _steps_backward(
     torch.bmm(flat_grad.transpose(1, 2), flat_pooled, out=grads.x_proj)
     grad_pooled.view(flat_pooled.shape).baddbmm_(flat_grad, weights.x_proj)
     return grad_pooled
+
+
+_workspaces = threading.local()
+_KEPT = 64 << 20  # bytes of workspace that a thread keeps from call to call
+
+
+def _workspace(size: int) -> Tensor:
+    """At least `size` bytes, kept: fresh ones cost a page fault each 4 KiB, more than kernels."""
+    kept = getattr(_workspaces, "bytes", None)
+    if kept is None or kept.numel() < size:
+        kept = torch.empty(size, dtype=torch.uint8)
+        if size <= _KEPT:
+            _workspaces.bytes = kept
+    return kept
+
+
+def block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_eps: float,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    weights: MixerWeights,
+    layout: ScanLayout,
+    **settings,
+) -> Tensor:
+    """A residual block; see `block.residual_block`."""
+    x, layout = x.contiguous(), _tables(layout)
+    norm_weight, in_proj, out_proj = map(_contiguous, (norm_weight, in_proj, out_proj))
+    weights = MixerWeights(*map(_contiguous, weights))
+    batch, length, width = x.shape
+    y = torch.empty_like(x)
+    call = BlockCall(
+        calls.mixer_call((batch, length, out_proj.shape[1]), weights, layout, **settings),
+        width,
+        weights.dt_proj.shape[2],
+        weights.A.shape[2],
+        norm_eps,
+        x.data_ptr(),
+        norm_weight.data_ptr(),
+        in_proj.data_ptr(),
+        out_proj.data_ptr(),
+        weights.x_proj.data_ptr(),
+        weights.dt_proj.data_ptr(),
+        weights.dt_bias.data_ptr(),
+        weights.A.data_ptr(),
+        y.data_ptr(),
+    )
+    space = _workspace(LIBRARY.fastvim_block_space(call, x.dtype == torch.float64))
+    call.space = space.data_ptr()
+    calls.run("fastvim_block_forward", call, x.dtype)
+    return y

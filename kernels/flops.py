@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastvim.kernels import operator  # noqa: F401  (defines the operators)
+from fastvim.kernels import block, operator  # noqa: F401  (they define the operators)
 
 # PyTorch's counter warns at import where there is no triton, which concerns no operator here.
 _logger = logging.getLogger("torch.utils.flop_counter")
@@ -148,6 +148,13 @@ def _(grad_out, pooled, scanned, xz, *arguments, out_shape=None, **__) -> int:
     return mixer_backward_work(
         *_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:])
     ).torch
+
+
+@register_flop_formula(torch.ops.fastvim.residual_block)
+def _(x, norm_weight, norm_eps, in_proj, out_proj, *arguments, out_shape=None, **__) -> int:
+    xz = (*x[:2], in_proj[0])
+    mixer = mixer_work(*_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:]))
+    return mixer.torch + 2 * prod(x[:2]) * (prod(in_proj) + prod(out_proj))
 
 
 def _plain(value: Any) -> Any:

@@ -78,6 +78,17 @@ class NormCall(ctypes.Structure):
     )
 
 
+class BlockCall(ctypes.Structure):
+    """`BlockCall` of csrc/interface.h."""
+
+    _fields_ = (
+        ("mixer", MixerCall),
+        *_fields("width rank states"),
+        ("eps", ctypes.c_double),
+        *_fields("| x norm_weight in_proj out_proj x_proj dt_proj dt_bias A_log y space"),
+    )
+
+
 _ENTRIES = {
     "fastvim_scan_forward": ScanCall,
     "fastvim_scan_backward": ScanGradients,
@@ -87,6 +98,8 @@ _ENTRIES = {
     "fastvim_mixer_convolve_backward": MixerCall,
     "fastvim_norm_forward": NormCall,
     "fastvim_norm_backward": NormCall,
+    "fastvim_block_forward": BlockCall,
+    "fastvim_block_space": BlockCall,
 }
 
 
@@ -107,6 +120,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         entry = getattr(library, name)
         entry.argtypes = (ctypes.POINTER(structure), ctypes.c_int)
         entry.restype = ctypes.c_int
+    library.fastvim_block_space.restype = ctypes.c_int64
     library.fastvim_level.restype = ctypes.c_char_p
     library.fastvim_set_level.argtypes = (ctypes.c_char_p,)
     return library, None

@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastvim.errors import UserError
 from fastvim.grid import TokenGrid
-from fastvim.kernels import ScanLayout
+from fastvim.kernels import ScanLayout, residual_block
+from fastvim.kernels.block import can_fuse
 from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
@@ -24,7 +25,31 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
-        return x + self.drop_path(self.mixer(self.norm(x), layout, divisor))
+        if not self._replaceable(x, layout):
+            return x + self.drop_path(self.mixer(self.norm(x), layout, divisor))
+        mixer = self.mixer
+        return residual_block(
+            x,
+            self.norm.weight,
+            self.norm.eps,
+            mixer.in_proj.weight,
+            mixer.out_proj.weight,
+            mixer.weights(mixer.A_log),
+            layout,
+            **mixer.settings(layout, divisor),
+        )
+
+    def _replaceable(self, x: Tensor, layout: ScanLayout) -> bool:
+        """Whether the fused operator may run in place of the modules."""
+        if not can_fuse(x, self.norm.weight, *self.mixer.weights(self.mixer.A_log)):
+            return False
+        parts = (self.norm, self.drop_path)
+        return (
+            type(self.norm) is RMSNorm
+            and (type(self.drop_path) is nn.Identity or not self.training)
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+            and self.mixer.replaceable(layout)
+        )
 
 
 class LayoutTables(nn.Module):

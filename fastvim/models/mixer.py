@@ -1,6 +1,7 @@
 """The FastVim mixer: input projection, the fused pooled operator, output projection."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,18 +52,47 @@ class Mixer(nn.Module):
         # before `out_proj` (B, L, D) of every pass.
         self.observer: Callable[[Mixer, Tensor, Tensor, Tensor], None] | None = None
 
-    def weights(self) -> MixerWeights:
-        """The operator's weights; A is made negative here."""
+    def weights(self, A: Tensor | None = None) -> MixerWeights:
+        """The operator's weights, with `A` if given, else what the parameter A_log stands for."""
         return MixerWeights(
             self.conv_weight,
             self.conv_bias,
             self.x_proj,
             self.dt_proj,
             self.dt_bias,
-            -torch.exp(self.A_log),
+            -torch.exp(self.A_log) if A is None else A,
             self.D,
             None if self.norm is None else self.norm.weight,
             None if self.norm is None else self.norm.bias,
+        )
+
+    def settings(self, layout: ScanLayout, divisor: int | None = None) -> dict[str, Any]:
+        """The operator's settings: pooling, scale, merge, gate, eps."""
+        config = self.config
+        pooling = "max" if config.pooling == "max" else "mean"
+        # Where nothing is pooled, nothing is scaled: Vim, and a masked autoencoder's decoder.
+        scale = 1.0 if layout.steps is None else config.pooling_scale
+        if divisor is not None and pooling == "mean" and not self._attends(layout):
+            pooling, scale = "sum", config.pooling_scale / divisor
+        return {
+            "pooling": pooling,
+            "scale": scale,
+            "merge": config.direction_merge,
+            "gate": config.post_ssm_norm or config.gate_without_norm,
+            "eps": config.norm_eps,
+        }
+
+    def _attends(self, layout: ScanLayout) -> bool:
+        return self.pool_query is not None and layout.steps is not None
+
+    def replaceable(self, layout: ScanLayout) -> bool:
+        """Whether nothing but its weights and settings would tell it from the operator."""
+        parts = (self, self.in_proj, self.out_proj)
+        return (
+            self.observer is None
+            and not self._attends(layout)
+            and type(self.in_proj) is type(self.out_proj) is nn.Linear
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
         )
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
@@ -70,26 +100,13 @@ class Mixer(nn.Module):
 
         Where tokens are missing, `divisor` makes the mean the sum over a constant.
         """
-        config = self.config
-        settings = {
-            # Where nothing is pooled, nothing is scaled: Vim, and a masked autoencoder's decoder.
-            "scale": 1.0 if layout.steps is None else config.pooling_scale,
-            "merge": config.direction_merge,
-            "gate": config.post_ssm_norm or config.gate_without_norm,
-            "eps": config.norm_eps,
-        }
+        settings = self.settings(layout, divisor)
         xz = self.in_proj(x)
-        if self.pool_query is not None and layout.steps is not None:
-            y, pooled, scanned = reference.pooled_mixer(
-                xz, self.weights(), layout, self._attention_pool(layout.n_steps), **settings
-            )
+        if self._attends(layout):
+            settings["pooling"] = self._attention_pool(layout.n_steps)
+            y, pooled, scanned = reference.pooled_mixer(xz, self.weights(), layout, **settings)
         else:
-            pooling = "max" if config.pooling == "max" else "mean"
-            if divisor is not None and pooling == "mean":
-                pooling, settings["scale"] = "sum", config.pooling_scale / divisor
-            y, pooled, scanned = kernels.pooled_mixer(
-                xz, self.weights(), layout, pooling, **settings
-            )
+            y, pooled, scanned = kernels.pooled_mixer(xz, self.weights(), layout, **settings)
         if self.observer is not None:
             self.observer(self, pooled, scanned, y)
         return self.out_proj(y)

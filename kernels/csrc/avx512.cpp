@@ -18,7 +18,7 @@
 #endif
 #define FASTVIM_LEVEL avx512
 #define FASTVIM_BYTES 64
-#define FASTVIM_EXP2  // this level has instructions for the parts of 2^x
+#define FASTVIM_AVX512  // intrinsics where the general form is slower
 #include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -60,6 +60,12 @@ bool fits(const int32_t* table, int64_t stride, const MixerCall& call, int64_t l
   return good;
 }
 
+bool tables_fit(const MixerCall& call) {
+  return fits(call.order, call.order_stride, call, call.length, true) &&
+         fits(call.step, call.step_stride, call, call.steps, false) &&
+         fits(call.reverse_step, call.reverse_step_stride, call, call.steps, false);
+}
+
 }  // namespace
 
 #define EXPORT __attribute__((visibility("default")))
@@ -87,10 +93,7 @@ EXPORT int fastvim_scan_backward(const ScanGradients* call, int is_double) {
 }
 
 EXPORT int fastvim_mixer_convolve(const MixerCall* call, int is_double) {
-  if (!fits(call->order, call->order_stride, *call, call->length, true) ||
-      !fits(call->step, call->step_stride, *call, call->steps, false) ||
-      !fits(call->reverse_step, call->reverse_step_stride, *call, call->steps, false))
-    return kBadTable;
+  if (!tables_fit(*call)) return kBadTable;
   return level->kernels->mixer_convolve[is_double](*call);
 }
 
@@ -112,5 +115,15 @@ EXPORT int fastvim_norm_forward(const NormCall* call, int is_double) {
 
 EXPORT int fastvim_norm_backward(const NormCall* call, int is_double) {
   return level->kernels->norm_backward[is_double](*call);
+}
+
+// The bytes that fastvim_block_forward wants as `space`.
+EXPORT int64_t fastvim_block_space(const BlockCall* call, int is_double) {
+  return level->kernels->block_space[is_double](*call);
+}
+
+EXPORT int fastvim_block_forward(const BlockCall* call, int is_double) {
+  if (!tables_fit(call->mixer)) return kBadTable;
+  return level->kernels->block_forward[is_double](*call);
 }
 }

@@ -68,6 +68,18 @@ struct NormCall {
   void *grad_x, *grad_weight;
 };
 
+// A residual block without gradients. Of `mixer` the sizes, settings, tables and weights count.
+struct BlockCall {
+  MixerCall mixer;
+  int64_t width, rank, states;  // d_model, R, N
+  double eps;
+  const void *x, *norm_weight;             // (B, L, d_model) contiguous, (d_model,)
+  const void *in_proj, *out_proj;          // (2 D, d_model), (d_model, D)
+  const void *x_proj, *dt_proj, *dt_bias;  // (2, R + 2 N, D), (2, D, R), (2, D)
+  const void* A_log;                       // (2, D, N)
+  void *y, *space;                         // as x; as many bytes as block_space says
+};
+
 enum Status : int { kDone = 0, kNoMemory = 1, kBadTable = 2 };
 
 // One instruction set's kernels, each for float and double.
@@ -80,4 +92,6 @@ struct Kernels {
   int (*mixer_convolve_backward[2])(const MixerCall&);
   int (*norm_forward[2])(const NormCall&);
   int (*norm_backward[2])(const NormCall&);
+  int64_t (*block_space[2])(const BlockCall&);
+  int (*block_forward[2])(const BlockCall&);
 };

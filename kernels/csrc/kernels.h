@@ -7,6 +7,8 @@
 #include "mixer.h"
 #include "mixer_backward.h"
 #include "norm.h"
+#include "product.h"
+#include "block.h"
 
 namespace FASTVIM_LEVEL {
 
@@ -20,6 +22,8 @@ const Kernels kernels = {
     {mixer_convolve_backward<float>, mixer_convolve_backward<double>},
     {norm_forward<float>, norm_forward<double>},
     {norm_backward<float>, norm_backward<double>},
+    {block_space<float>, block_space<double>},
+    {block_forward<float>, block_forward<double>},
 };
 
 }  // namespace FASTVIM_LEVEL

@@ -75,14 +75,29 @@ INLINE void convolve_token(const Vec<T>* x, const Vec<T>* weight, const Vec<T>* 
   }
 }
 
+// The same of `count` tokens. Of known width the weights stay in registers, which have no room left
+// for what comes after: hence a loop of its own.
+template <class T, int K>
+static void convolve_run(const Vec<T>* x, const Vec<T>* weight, const Vec<T>* bias, int width,
+                         int count, Vec<T>* __restrict forward, Vec<T>* __restrict reverse) {
+  Vec<T> weights[K ? 2 * K : 1];
+  for (int k = 0; k < 2 * K; ++k) weights[k] = weight[k];
+  const Vec<T> biases[2] = {bias[0], bias[1]};
+  for (int i = 0; i < count; ++i)
+    convolve_token<T, K>(x + i, K ? weights : weight, biases, width, forward[i], reverse[i]);
+}
+
 // Tokens [start, start + count) of a column, with `halo` more on both sides, zero outside [0, L).
+// The same column of the next tokens is fetched meanwhile: rows are too far apart for the processor
+// to see the pattern.
 template <class T>
 static void load_column(const MixerCall& call, const Layout& layout, const T* x, int64_t start,
                         int count, int halo, int lanes, Vec<T>* column) {
+  const int64_t stride = call.x_stride[1];
   for (int i = 0; i < count + 2 * halo; ++i) {
     const int64_t t = start + i - halo;
-    column[i] = t < 0 || t >= call.length ? Vec<T>{}
-                                          : load(x + layout.place(t) * call.x_stride[1], lanes);
+    column[i] = t < 0 || t >= call.length ? Vec<T>{} : load(x + layout.place(t) * stride, lanes);
+    if (t + count < call.length) __builtin_prefetch(x + layout.place(t + count) * stride, 0, 2);
   }
 }
 
@@ -95,30 +110,36 @@ INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
 // What a column's values become while it is convolved.
 enum class Steps { kUnused, kToken, kSum, kMaximum };
 
+// Items are blocks of tiles of an image. A run of tokens is walked column after column, so that its
+// rows stay in cache, and so do the sums of the pooled steps.
 template <class T>
 struct MixerConvolve {
   const MixerCall& call;
   MixerConstants<T> constants;
+  int64_t blocks;  // of an image
   Scratch scratch;
-  static constexpr int W = kLanes<T>;
-  static constexpr int kChunk = 64;
+  static constexpr int kRun = 32;
 
   struct Local {
-    Vec<T>*column, *pooled[2];
-    T* factor[2];
+    Vec<T>*column, *u, *v;  // (kRun + 2 (K - 1)), (kRun), (kRun)
+    Vec<T>* pooled[2];      // (tiles of a block, S)
+    T* factor[2];               // (S)
   };
   Local* locals = nullptr;
 
-  explicit MixerConvolve(const MixerCall& c) : call(c), constants(c) {}
+  explicit MixerConvolve(const MixerCall& c)
+      : call(c), constants(c), blocks(blocks_of_item(c.batch, constants.tiles, c.threads)) {}
   bool pools() const { return call.pooled && call.step; }
 
   int execute() {
-    const int64_t column = kChunk + 2 * (call.width - 1), steps = pools() ? call.steps : 0;
+    const int64_t column = kRun + 2 * (call.width - 1), steps = pools() ? call.steps : 0;
+    const int64_t pooled = divide_up(constants.tiles, blocks) * steps;
     constants.reserve(scratch, call);
     scratch.reserve<Local>(call.threads);
     for (int64_t i = 0; i < call.threads; ++i) {
       scratch.reserve<Vec<T>>(column);
-      for (int d = 0; d < 2; ++d) scratch.reserve<Vec<T>>(steps);
+      for (int j = 0; j < 2; ++j) scratch.reserve<Vec<T>>(kRun);
+      for (int d = 0; d < 2; ++d) scratch.reserve<Vec<T>>(pooled);
       for (int d = 0; d < 2; ++d) scratch.reserve<T>(steps);
     }
     if (!scratch.allocate()) return kNoMemory;
@@ -127,7 +148,9 @@ struct MixerConvolve {
     for (int64_t i = 0; i < call.threads; ++i) {
       Local& l = locals[i];
       l.column = scratch.take<Vec<T>>(column);
-      for (int d = 0; d < 2; ++d) l.pooled[d] = scratch.take<Vec<T>>(steps);
+      l.u = scratch.take<Vec<T>>(kRun);
+      l.v = scratch.take<Vec<T>>(kRun);
+      for (int d = 0; d < 2; ++d) l.pooled[d] = scratch.take<Vec<T>>(pooled);
       for (int d = 0; d < 2; ++d) l.factor[d] = scratch.take<T>(steps);
     }
     parallel(call.threads, *this);
@@ -135,10 +158,10 @@ struct MixerConvolve {
   }
 
   void run(int thread, int threads) {
-    const Share share(call.batch * constants.tiles, thread, threads);
+    const Share share(call.batch * blocks, thread, threads);
     int64_t prepared = -1;
     for (int64_t item = share.begin; item < share.end; ++item) {
-      const int64_t batch = item / constants.tiles, tile = item % constants.tiles;
+      const int64_t batch = item / blocks;
       const Layout layout(call, batch);
       if (pools() && batch != prepared) {
         for (int d = 0; d < 2; ++d)
@@ -146,73 +169,87 @@ struct MixerConvolve {
         prepared = batch;
       }
       if (!call.pooled)
-        column_of_width<Steps::kUnused>(batch, tile, layout, locals[thread]);
+        block_of_width<Steps::kUnused>(item, layout, locals[thread]);
       else if (!call.step)
-        column_of_width<Steps::kToken>(batch, tile, layout, locals[thread]);
+        block_of_width<Steps::kToken>(item, layout, locals[thread]);
       else if (call.pooling == kMax)
-        column_of_width<Steps::kMaximum>(batch, tile, layout, locals[thread]);
+        block_of_width<Steps::kMaximum>(item, layout, locals[thread]);
       else
-        column_of_width<Steps::kSum>(batch, tile, layout, locals[thread]);
+        block_of_width<Steps::kSum>(item, layout, locals[thread]);
     }
   }
 
   template <Steps kind>
-  void column_of_width(int64_t batch, int64_t tile, const Layout& layout, const Local& local) {
+  void block_of_width(int64_t item, const Layout& layout, const Local& local) {
     if (call.width == 4)
-      column<kind, 4>(batch, tile, layout, local);
+      block<kind, 4>(item, layout, local);
     else
-      column<kind, 0>(batch, tile, layout, local);
+      block<kind, 0>(item, layout, local);
   }
 
   template <Steps kind, int K>
-  void column(int64_t batch, int64_t tile, const Layout& layout, const Local& local) {
+  void block(int64_t item, const Layout& layout, const Local& local) {
+    const int64_t batch = item / blocks, part = item % blocks;
+    const int64_t first = constants.tiles * part / blocks;
+    const int64_t last = constants.tiles * (part + 1) / blocks;
+    if (pools())
+      for (int d = 0; d < 2; ++d)
+        for (int64_t i = 0; i < (last - first) * call.steps; ++i)
+          local.pooled[d][i] = kind == Steps::kMaximum ? splat<T>(-T(INFINITY)) : Vec<T>{};
+    for (int64_t start = 0; start < call.length; start += kRun)
+      for (int64_t tile = first; tile < last; ++tile)
+        column<kind, K>(batch, tile, start, layout, local, (tile - first) * call.steps);
+    if (pools())
+      for (int64_t tile = first; tile < last; ++tile)
+        store_pooled(batch, tile, local, (tile - first) * call.steps);
+  }
+
+  // One run's tokens of one tile, whose sums start at `sums`.
+  template <Steps kind, int K>
+  void column(int64_t batch, int64_t tile, int64_t start, const Layout& layout, const Local& local,
+              int64_t sums) {
     const int64_t L = call.length, D = call.channels, c = constants.first_channel(tile);
     const int lanes = constants.lanes(call, tile), width = int(call.width), halo = width - 1;
+    const int count = int(least<int64_t>(kRun, L - start));
     const T* x = static_cast<const T*>(call.x) + batch * call.x_stride[0] + c;
     T* out = static_cast<T*>(call.out) + batch * L * D + c;
     T* direct[2] = {nullptr, nullptr};  // where every token is its own step
     if (kind == Steps::kToken)
       for (int d = 0; d < 2; ++d)
         direct[d] = static_cast<T*>(call.pooled) + (d * call.batch + batch) * L * D + c;
-    if (pools())
-      for (int d = 0; d < 2; ++d)
-        for (int64_t s = 0; s < call.steps; ++s)
-          local.pooled[d][s] = kind == Steps::kMaximum ? splat<T>(-T(INFINITY)) : Vec<T>{};
+    Vec<T>*here = local.pooled[0] + sums, *there = local.pooled[1] + sums;
     const Vec<T>*weight = constants.weight + tile * 2 * width, *bias = constants.bias + tile * 2;
     const Vec<T> skip_forward = constants.skip[tile * 2], skip_reverse = constants.skip[tile * 2 + 1];
 
-    for (int64_t start = 0; start < L; start += kChunk) {
-      const int count = int(least<int64_t>(kChunk, L - start));
-      load_column<T>(call, layout, x, start, count, halo, lanes, local.column);
-      for (int i = 0; i < count; ++i) {
-        const int64_t t = start + i;
-        Vec<T> u, v;
-        convolve_token<T, K>(local.column + halo + i, weight, bias, width, u, v);
-        u *= sigmoid<T>(u);
-        v *= sigmoid<T>(v);
-        store(out + layout.place(t) * D, u * skip_forward + v * skip_reverse, lanes);
-        if constexpr (kind == Steps::kToken) {
-          store(direct[0] + t * D, u * T(call.scale), lanes);
-          store(direct[1] + t * D, v * T(call.scale), lanes);
-        } else if constexpr (kind != Steps::kUnused) {
-          Vec<T>*here = local.pooled[0] + layout.step[t];
-          Vec<T>*there = local.pooled[1] + layout.reverse_step[t];
-          *here = kind == Steps::kSum ? *here + u : maximum<T>(*here, u);
-          *there = kind == Steps::kSum ? *there + v : maximum<T>(*there, v);
-        }
+    load_column<T>(call, layout, x, start, count, halo, lanes, local.column);
+    convolve_run<T, K>(local.column + halo, weight, bias, width, count, local.u, local.v);
+    for (int i = 0; i < count; ++i) {
+      const int64_t t = start + i;
+      const Vec<T> u = silu<T>(local.u[i]), v = silu<T>(local.v[i]);
+      store(out + layout.place(t) * D, u * skip_forward + v * skip_reverse, lanes);
+      if constexpr (kind == Steps::kToken) {
+        store(direct[0] + t * D, u * T(call.scale), lanes);
+        store(direct[1] + t * D, v * T(call.scale), lanes);
+      } else if constexpr (kind != Steps::kUnused) {
+        const int32_t step = layout.step[t], reverse_step = layout.reverse_step[t];
+        here[step] = kind == Steps::kSum ? here[step] + u : maximum<T>(here[step], u);
+        there[reverse_step] =
+            kind == Steps::kSum ? there[reverse_step] + v : maximum<T>(there[reverse_step], v);
       }
     }
-    if (pools()) store_pooled(batch, c, lanes, local);
   }
 
-  void store_pooled(int64_t batch, int64_t c, int lanes, const Local& local) {
+  void store_pooled(int64_t batch, int64_t tile, const Local& local, int64_t sums) {
+    const int64_t c = constants.first_channel(tile);
+    const int lanes = constants.lanes(call, tile);
     for (int d = 0; d < 2; ++d) {
       T* to = static_cast<T*>(call.pooled) + (d * call.batch + batch) * call.steps * call.channels;
       for (int64_t s = 0; s < call.steps; ++s) {
         const T factor = local.factor[d][s];
         // An empty step's maximum is -infinity, which a factor of 0 would turn into NaN.
         const bool empty = factor == T(0) && call.pooling == kMax;
-        store(to + s * call.channels + c, empty ? Vec<T>{} : local.pooled[d][s] * factor, lanes);
+        store(to + s * call.channels + c,
+              empty ? Vec<T>{} : local.pooled[d][sums + s] * factor, lanes);
       }
     }
   }
@@ -296,8 +333,7 @@ struct MixerFinish {
       if (weight) value = (value - mean) * deviation * load(weight + c, lanes);
       if (bias) value += load(bias + c, lanes);
       if (call.gate) {
-        const Vec<T> gate = load(z + c, lanes);
-        value *= gate * sigmoid<T>(gate);
+        value *= silu<T>(load(z + c, lanes));
       }
       store(out + c, value, lanes);
     }

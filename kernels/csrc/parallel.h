@@ -37,6 +37,13 @@ INLINE Int most(Int a, Int b) {
 
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// How many blocks to cut the `parts` of each item into, so that no thread idles.
+INLINE int64_t blocks_of_item(int64_t items, int64_t parts, int64_t threads) {
+  int64_t blocks = 1;
+  while (blocks < parts && items * blocks < 4 * threads && items * blocks % threads) ++blocks;
+  return blocks;
+}
+
 // The share of `items` of one thread: contiguous and the same in every call, so that sums a
 // thread accumulates are in a fixed order.
 struct Share {
@@ -53,14 +60,19 @@ class Scratch {
   void reserve(int64_t count) {
     size_ += padded<Element>(count);
   }
+  int64_t size() const { return size_ + 64; }
   bool allocate() {
     next_ = nullptr;
-    if (posix_memalign(reinterpret_cast<void**>(&memory_), 64, size_t(size_ + 64))) {
+    if (posix_memalign(reinterpret_cast<void**>(&memory_), 64, size_t(size()))) {
       memory_ = nullptr;
       return false;
     }
     next_ = memory_;
     return true;
+  }
+  // Instead of allocating: `size()` bytes of the caller's.
+  void use(void* memory) {
+    next_ = static_cast<char*>(memory) + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
   }
   template <class Element>
   Element* take(int64_t count) {

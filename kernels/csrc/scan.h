@@ -20,11 +20,8 @@ struct ScanPlan {
     if (call.C_shared) span = common_divisor(span, call.C_shared);
     spans = call.channels / most<int64_t>(span, 1);
     tiles_of_span = divide_up(span, lanes);
-    splits = 1;
-    // More blocks only as long as threads would idle: each reads B and C again.
-    while (splits < tiles_of_span && call.batch * spans * splits < 4 * call.threads &&
-           (call.batch * spans * splits) % call.threads)
-      ++splits;
+    // No more than it takes: each block reads B and C again.
+    splits = blocks_of_item(call.batch * spans, tiles_of_span, call.threads);
     items = call.batch * spans * splits;
   }
   int64_t tiles() const { return spans * tiles_of_span; }
@@ -246,7 +243,7 @@ struct ScanForward {
     if (call.z) {
       load_tile(local.z, at<T>(call.z, call.z_stride, batch, c, start), call.z_stride[1],
                 call.z_stride[2], count, lanes);
-      for (int t = 0; t < count; ++t) local.y[t] *= local.z[t] * sigmoid<T>(local.z[t]);
+      for (int t = 0; t < count; ++t) local.y[t] *= silu<T>(local.z[t]);
     }
     store_tile(at<T>(call.y, call.y_stride, batch, c, start), local.y, call.y_stride[1],
                call.y_stride[2], count, lanes);

@@ -56,19 +56,24 @@ INLINE void store(T* to, Vec<T> v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
-// The first `lanes` elements; the others are zero.
+// The first `lanes` elements; the others are zero. The loops have a constant length: for a variable
+// one the compiler calls memcpy, and a call in a loop makes it give up every vector register.
 template <class T>
 INLINE Vec<T> load(const T* from, int lanes) {
   if (lanes == kLanes<T>) return load(from);
   Vec<T> v{};
-  for (int i = 0; i < lanes; ++i) v[i] = from[i];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (i < lanes) v[i] = from[i];
   return v;
 }
 
 template <class T>
 INLINE void store(T* to, Vec<T> v, int lanes) {
   if (lanes == kLanes<T>) return store(to, v);
-  for (int i = 0; i < lanes; ++i) to[i] = v[i];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (i < lanes) to[i] = v[i];
 }
 
 template <class T>
@@ -81,11 +86,24 @@ INLINE T sum(Vec<T> v) {
 }
 
 // A NaN in x stays (unlike std::clamp's order of comparisons, which would be free to drop it).
+#ifdef FASTVIM_AVX512
+// Of these instructions' operands the second is the result where one is NaN. A comparison and a
+// blend, which the compiler makes of the general form, would take the multiplications' ports.
+INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
+  const __m512 raised = _mm512_max_ps((__m512)splat<float>(low), (__m512)x);
+  return (Vec<float>)_mm512_min_ps((__m512)splat<float>(high), raised);
+}
+INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
+  const __m512d raised = _mm512_max_pd((__m512d)splat<double>(low), (__m512d)x);
+  return (Vec<double>)_mm512_min_pd((__m512d)splat<double>(high), raised);
+}
+#else
 template <class T>
 INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
   x = x < splat<T>(low) ? splat<T>(low) : x;
   return x > splat<T>(high) ? splat<T>(high) : x;
 }
+#endif
 
 INLINE Vec<float> exp2_polynomial(Vec<float> r) {
   Vec<float> p = 0.001326472726228728f * r + 0.009671512710367482f;
@@ -109,7 +127,7 @@ INLINE Vec<double> exp2_polynomial(Vec<double> r) {
   return p * r + 1.;
 }
 
-#ifdef FASTVIM_EXP2
+#ifdef FASTVIM_AVX512
 // x less the nearest integer, and p * 2^n.
 INLINE Vec<float> fraction(Vec<float> x) { return (Vec<float>)_mm512_reduce_ps((__m512)x, 0); }
 INLINE Vec<double> fraction(Vec<double> x) { return (Vec<double>)_mm512_reduce_pd((__m512d)x, 0); }
@@ -131,12 +149,12 @@ INLINE Vec<T> scale_by_power(Vec<T> p, Vec<T> rounded) {
 // 2^x: 0 below the smallest normal number (on AVX-512 the subnormal), infinity above the largest.
 template <class T>
 INLINE Vec<T> exp2(Vec<T> x) {
-#ifdef FASTVIM_EXP2
+#ifdef FASTVIM_AVX512
   // The instructions for it take any x: no clamps, and infinity has the fraction 0.
   const Vec<T> r = fraction(x);
   return scale(exp2_polynomial(r), x - r);
 #else
-  x = clamp<T>(x, Simd<T>::lowest_exponent, Simd<T>::highest_exponent);
+  x = clamp(x, Simd<T>::lowest_exponent, Simd<T>::highest_exponent);
   Vec<T> rounded = x + Simd<T>::round_magic;
   Vec<T> r = x - (rounded - Simd<T>::round_magic);
   return scale_by_power<T>(exp2_polynomial(r), rounded);
@@ -149,7 +167,7 @@ template <class T>
 INLINE Vec<T> exp(Vec<T> x) {
   constexpr T ln2 = T(0.69314718055994531);
   // Inside the range of normal numbers; callers need neither 0 nor infinity.
-  x = clamp<T>(x, ln2 * (Simd<T>::lowest_exponent + 2), ln2 * (Simd<T>::highest_exponent - 1));
+  x = clamp(x, ln2 * (Simd<T>::lowest_exponent + 2), ln2 * (Simd<T>::highest_exponent - 1));
   Vec<T> rounded = x * Simd<T>::log2e + Simd<T>::round_magic;
   Vec<T> n = rounded - Simd<T>::round_magic;
   Vec<T> r = x * Simd<T>::log2e_rest + (x * Simd<T>::log2e - n);
@@ -159,6 +177,11 @@ INLINE Vec<T> exp(Vec<T> x) {
 template <class T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
   return T(1) / (T(1) + exp<T>(-x));
+}
+
+template <class T>
+INLINE Vec<T> silu(Vec<T> x) {
+  return x / (T(1) + exp<T>(-x));
 }
 
 INLINE Vec<float> atanh_series(Vec<float> s2) {

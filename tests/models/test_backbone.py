@@ -221,3 +221,35 @@ def test_only_pooled_values_are_scaled(name, matters):
     images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     plain, scaled = (create_model(name, pooling_scale=scale) for scale in (1, 0.25))
     assert torch.equal(plain(images), scaled(images)) != matters
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"schedule": []}, {"pooling": "max", "post_ssm_norm": False}, {"pooling": "attention"}],
+)
+def test_without_gradients_the_fused_block_computes_the_same(overrides):
+    model = create_model("fastvim_femto", **overrides).double().eval()
+    x = images(model).double()
+    expected = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected.detach(), rtol=1e-10, atol=1e-12)
+
+
+@needs_cpu_backend
+def test_the_fused_block_steps_aside_for_those_who_look_inside():
+    model = create_model("fastvim_femto").eval()
+    mixer, seen = model.blocks[0].mixer, []
+    x = images(model)
+    with torch.no_grad():
+        plain = model(x)
+        for module in (mixer.in_proj, model.blocks[0].norm, mixer):
+            hook = module.register_forward_hook(lambda *_: seen.append(1))
+            model(x)
+            hook.remove()
+        mixer.observer = lambda *_: seen.append(1)
+        model(x)
+        mixer.observer = None
+        assert len(seen) == 4
+        mixer.in_proj = torch.nn.Sequential(mixer.in_proj)
+        torch.testing.assert_close(model(x), plain, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,196 @@
+// A whole residual block without gradients: x + out_proj(mixer(in_proj(RMSNorm(x)))).
+//
+// Each thread takes whole images, so that everything between the projections stays in its cache
+// and in memory that is used again for the next image; images left over are shared by all threads.
+
+namespace FASTVIM_LEVEL {
+
+// Where one image's values lie between its stages.
+template <class T>
+struct BlockSpace {
+  T *normal, *scale;               // (L, d_model), (L)
+  T *xz, *merged;                  // (L, 2 D), (L, D)
+  T *pooled, *scanned, *delta;     // (2, S, D)
+  T* projected;                    // (2, S, R + 2 N and padding)
+};
+
+template <class T>
+struct BlockForward {
+  const BlockCall& call;
+  const MixerCall& mixer;
+  int64_t projected;  // columns of x_proj's outputs, padded
+  int64_t teams;      // images at a time
+  Scratch scratch;
+  Vec<T>*in_proj, *out_proj, *x_proj[2], *dt_proj[2];
+  T* A;  // (2, D, N)
+  BlockSpace<T>* spaces;
+  int status = kDone;
+
+  explicit BlockForward(const BlockCall& c) : call(c), mixer(c.mixer) {
+    projected = tiles_of_weight<T>(call.rank + 2 * call.states) * kLanes<T>;
+    teams = mixer.batch < mixer.threads ? 1 : mixer.threads;
+    reserve();
+  }
+  int64_t space() const { return scratch.size(); }
+
+  // The same sequence as in `take`.
+  void reserve() {
+    const int64_t L = mixer.length, D = mixer.channels, S = mixer.steps, d = call.width;
+    scratch.reserve<Vec<T>>(tiles_of_weight<T>(2 * D) * d);
+    scratch.reserve<Vec<T>>(tiles_of_weight<T>(d) * D);
+    for (int i = 0; i < 2; ++i) scratch.reserve<Vec<T>>(projected / kLanes<T> * D);
+    for (int i = 0; i < 2; ++i) scratch.reserve<Vec<T>>(tiles_of_weight<T>(D) * call.rank);
+    scratch.reserve<T>(2 * D * call.states);
+    scratch.reserve<BlockSpace<T>>(teams);
+    for (int64_t i = 0; i < teams; ++i) {
+      const int64_t sizes[] = {L * d, L, L * 2 * D, L * D, 2 * S * projected};
+      for (const int64_t size : sizes) scratch.reserve<T>(size);
+      for (int j = 0; j < 3; ++j) scratch.reserve<T>(2 * S * D);
+    }
+  }
+
+  void take() {
+    const int64_t L = mixer.length, D = mixer.channels, S = mixer.steps, d = call.width;
+    in_proj = scratch.take<Vec<T>>(tiles_of_weight<T>(2 * D) * d);
+    out_proj = scratch.take<Vec<T>>(tiles_of_weight<T>(d) * D);
+    for (int i = 0; i < 2; ++i) x_proj[i] = scratch.take<Vec<T>>(projected / kLanes<T> * D);
+    for (int i = 0; i < 2; ++i)
+      dt_proj[i] = scratch.take<Vec<T>>(tiles_of_weight<T>(D) * call.rank);
+    A = scratch.take<T>(2 * D * call.states);
+    spaces = scratch.take<BlockSpace<T>>(teams);
+    for (int64_t i = 0; i < teams; ++i) {
+      BlockSpace<T>& s = spaces[i];
+      s.normal = scratch.take<T>(L * d);
+      s.scale = scratch.take<T>(L);
+      s.xz = scratch.take<T>(L * 2 * D);
+      s.merged = scratch.take<T>(L * D);
+      s.projected = scratch.take<T>(2 * S * projected);
+      T** steps[] = {&s.pooled, &s.scanned, &s.delta};
+      for (T** values : steps) *values = scratch.take<T>(2 * S * D);
+    }
+  }
+
+  int execute() {
+    scratch.use(call.space);
+    take();
+    pack();
+    const int64_t threads = mixer.threads, whole = teams > 1 ? mixer.batch / teams * teams : 0;
+    if (whole) parallel(threads, *this);
+    for (int64_t image = whole; image < mixer.batch; ++image) run_image(image, threads, spaces[0]);
+    return status;
+  }
+
+  void run(int thread, int threads) {
+    const Share share(mixer.batch / teams * teams, thread, threads);
+    for (int64_t image = share.begin; image < share.end; ++image)
+      run_image(image, 1, spaces[thread]);
+  }
+
+  void pack() {
+    const int64_t D = mixer.channels, d = call.width, outputs = call.rank + 2 * call.states;
+    pack_weight(call.in_proj, 2 * D, d, in_proj);
+    pack_weight(call.out_proj, d, D, out_proj);
+    for (int i = 0; i < 2; ++i) {
+      pack_weight(static_cast<const T*>(call.x_proj) + i * outputs * D, outputs, D, x_proj[i]);
+      pack_weight(static_cast<const T*>(call.dt_proj) + i * D * call.rank, D, call.rank,
+                  dt_proj[i]);
+    }
+    const int64_t count = 2 * D * call.states;
+    for (int64_t i = 0; i < count; i += kLanes<T>) {
+      const int lanes = int(least<int64_t>(kLanes<T>, count - i));
+      store(A + i, -exp<T>(load(static_cast<const T*>(call.A_log) + i, lanes)), lanes);
+    }
+  }
+  void pack_weight(const void* weight, int64_t outputs, int64_t inner, Vec<T>* to) {
+    Pack<T> job{static_cast<const T*>(weight), outputs, inner, to};
+    parallel(mixer.threads, job);
+  }
+
+  void multiply(const T* a, int64_t rows, int64_t a_stride, int64_t inner, const Vec<T>* packed,
+                int64_t outputs, T* out, int64_t threads, const T* addend = nullptr) {
+    Product<T> job{a, rows, a_stride, inner, packed, outputs, addend, out, outputs};
+    parallel(threads, job);
+  }
+  void note(int result) {
+    if (result != kDone) status = result;
+  }
+
+  void run_image(int64_t image, int64_t threads, const BlockSpace<T>& s) {
+    const int64_t L = mixer.length, D = mixer.channels, d = call.width;
+    const T* x = static_cast<const T*>(call.x) + image * L * d;
+    NormCall norm{L, d, threads, call.eps, x, call.norm_weight, s.normal, s.scale, nullptr, nullptr,
+                  nullptr};
+    NormForward<T> normalise{norm};
+    parallel(threads, normalise);
+    multiply(s.normal, L, d, d, in_proj, 2 * D, s.xz, threads);
+
+    MixerCall one = mixer;
+    one.batch = 1;
+    one.threads = threads;
+    one.x = s.xz;
+    one.z = s.xz + D;
+    one.x_stride[0] = L * 2 * D;
+    one.x_stride[1] = 2 * D;
+    one.order = mixer.order ? mixer.order + image * mixer.order_stride : nullptr;
+    one.step = mixer.step ? mixer.step + image * mixer.step_stride : nullptr;
+    one.reverse_step =
+        mixer.reverse_step ? mixer.reverse_step + image * mixer.reverse_step_stride : nullptr;
+    one.out = s.merged;
+    one.pooled = s.pooled;
+    one.scanned = s.scanned;
+    note(MixerConvolve<T>(one).execute());
+    for (int direction = 0; direction < 2; ++direction) scan(direction, threads, s);
+    note(MixerFinish<T>(one).execute());
+    multiply(s.merged, L, D, D, out_proj, d, static_cast<T*>(call.y) + image * L * d, threads, x);
+  }
+
+  void scan(int direction, int64_t threads, const BlockSpace<T>& s) {
+    const int64_t D = mixer.channels, S = mixer.steps, N = call.states;
+    T *pooled = s.pooled + direction * S * D, *delta = s.delta + direction * S * D;
+    T* matrices = s.projected + direction * S * projected;
+    multiply(pooled, S, D, D, x_proj[direction], projected, matrices, threads);
+    multiply(matrices, S, projected, call.rank, dt_proj[direction], D, delta, threads);
+    // The reverse direction starts at the last step.
+    const int64_t last = direction ? S - 1 : 0, sign = direction ? -1 : 1;
+    ScanCall one{};
+    one.batch = 1;
+    one.channels = D;
+    one.length = S;
+    one.states = N;
+    one.threads = threads;
+    one.softplus = 1;
+    one.u = pooled + last * D;
+    one.delta = delta + last * D;
+    one.y = s.scanned + (direction * S + last) * D;
+    int64_t* vectors[] = {one.u_stride, one.delta_stride, one.y_stride};
+    for (int64_t* stride : vectors) {
+      stride[1] = 1;
+      stride[2] = sign * D;
+    }
+    one.A = A + direction * D * N;
+    one.A_stride[0] = N;
+    one.A_stride[1] = 1;
+    one.B = matrices + last * projected + call.rank;
+    one.C = matrices + last * projected + call.rank + N;
+    int64_t* stride_of_matrices[] = {one.B_stride, one.C_stride};
+    for (int64_t* stride : stride_of_matrices) {
+      stride[2] = 1;
+      stride[3] = sign * projected;
+    }
+    one.B_shared = one.C_shared = D;
+    one.bias = static_cast<const T*>(call.dt_bias) + direction * D;
+    note(ScanForward<T, false, false>(one).execute());
+  }
+};
+
+template <class T>
+static int64_t block_space(const BlockCall& call) {
+  return BlockForward<T>(call).space();
+}
+
+template <class T>
+static int block_forward(const BlockCall& call) {
+  return BlockForward<T>(call).execute();
+}
+
+}  // namespace FASTVIM_LEVEL
