@@ -30,10 +30,11 @@ from fastvim.stability.episodes import NONFINITE, Event
 
 FOLDER = "episodes"
 RING = 64
-# Delta and the state are computed again, so only for the first image of a forward pass...
+# No kernel keeps delta and the states, so they are computed again, for the first image of a
+# forward pass: delta at about so many steps of the scan, evenly spaced...
 REPEATED_IMAGES = 1
-# ... and the state for this many channels, evenly spaced, and after the last step of each
-# direction alone: no kernel keeps the states, and all of them would be the costliest tensor.
+DELTA_STEPS = 8
+# ... and the state for so many channels, evenly spaced, after the last step of each direction.
 STATE_CHANNELS = 32
 # The update-to-weight ratio is taken over the first entries of every parameter.
 SAMPLE = 4096
@@ -66,7 +67,10 @@ class Recorder:
 
     def __init__(self, model: nn.Module, directory: Path) -> None:
         self._directory = directory / FOLDER
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        # Views: they see every later value, and a step takes them in one operation.
+        self._heads = [
+            p.detach().view(-1)[:SAMPLE] for p in model.parameters() if p.requires_grad
+        ]
         named = [(name, module) for name, module in model.named_modules()]
         blocks = [(name, module) for name, module in named if isinstance(module, Block)]
         self.modules = [name for name, _ in blocks]
@@ -99,21 +103,21 @@ class Recorder:
         finally:
             self._watching = False
         if self._norms:
-            norms = torch.stack(self._norms).reshape(-1, 2)
+            low, high, norms = torch.stack(self._norms).float().view(-1, 3).unbind(1)
             sizes = torch.tensor(self._sizes, dtype=torch.float32)
-            norms[:, 0] /= sizes.sqrt().to(norms.device, non_blocking=True)
-            self._passes.append(norms)
+            rms = norms / sizes.sqrt().to(norms.device, non_blocking=True)
+            self._passes.append(torch.stack([rms, torch.maximum(high, -low)], dim=1))
 
     def before_step(self) -> None:
         """Call before anything of a step."""
         self._passes = []
-        self._sample = self._sampled()
+        self._sample = torch.cat(self._heads)
 
     def after_step(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Call when the optimiser has stepped. Nothing is read from the device."""
-        after = self._sampled()
-        ratio = (after - self._sample).norm() / self._sample.norm()
-        whole = torch.stack([loss.float(), grad_norm.float(), ratio])
+        change = torch.cat(self._heads) - self._sample
+        ratio = torch.linalg.vector_norm(change) / torch.linalg.vector_norm(self._sample)
+        whole = torch.stack([loss, grad_norm, ratio]).float()
         if self._passes:
             # (passes, tensors, 2): equal passes, so the mean square is the mean of theirs.
             passes = torch.stack(self._passes)
@@ -175,10 +179,6 @@ class Recorder:
         for stale in self._directory.glob("*.json"):
             stale.unlink()
 
-    def _sampled(self) -> Tensor:
-        heads = [p.detach().flatten()[:SAMPLE].float() for p in self._parameters]
-        return torch.cat(heads)
-
     def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
         if self._watching:
             with torch.no_grad():
@@ -194,9 +194,7 @@ class Recorder:
         # One pass each without a temporary, and neither loses a NaN. (PyTorch's infinity norm
         # takes twenty times as long on a CPU.)
         kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        low, high = torch.aminmax(tensor)
-        self._norms.append(torch.linalg.vector_norm(tensor, dtype=kind).float())
-        self._norms.append(torch.maximum(high, -low).float())
+        self._norms += [*torch.aminmax(tensor), torch.linalg.vector_norm(tensor, dtype=kind)]
         self._sizes.append(tensor.numel())
 
     def _write(self, event: Event) -> None:
@@ -256,25 +254,32 @@ def _plain(value: np.float32) -> float | str:
 
 
 def _delta_and_state(mixer: Mixer, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """Delta (2, b, S, D) and the last states (2, b, c, N) of the scans of pooled (2, B, S, D).
+    """Delta (2, b, s, D) and the last states (2, b, c, N) of the scans of pooled (2, B, S, D).
 
     The recurrence h_s = exp(delta_s A) h_{s-1} + delta_s B_s u_s has the closed form
     h_S = sum over s of exp(A (delta_{s+1} + ... + delta_S)) delta_s B_s u_s, which needs no loop
     over the steps. The reverse direction ends at step 0.
     """
     u = pooled[:, :REPEATED_IMAGES]
+    rank, states = mixer.dt_proj.shape[2], mixer.A_log.shape[2]
     with torch.autocast(u.device.type, enabled=False):
-        rank, states = mixer.dt_proj.shape[2], mixer.A_log.shape[2]
         x_proj = mixer.x_proj[:, : rank + states].to(u.dtype)
-        projected = u.flatten(1, 2) @ x_proj.transpose(1, 2)
-        delta = projected[..., :rank] @ mixer.dt_proj.to(u.dtype).transpose(1, 2)
-        delta = F.softplus(delta + mixer.dt_bias.to(u.dtype)[:, None]).view(u.shape)
-        B = projected[..., rank:].unflatten(1, u.shape[1:3])
-        some = slice(None, None, max(1, u.shape[3] // STATE_CHANNELS))
-        lengths = delta[..., some].float()
+        projected = (u.flatten(1, 2) @ x_proj.transpose(1, 2)).unflatten(1, u.shape[1:3])
+        steps = slice(None, None, max(1, u.shape[2] // DELTA_STEPS))
+        channels = slice(None, None, max(1, u.shape[3] // STATE_CHANNELS))
+        delta = _delta(mixer, projected[:, :, steps, :rank], slice(None))
+        lengths = _delta(mixer, projected[..., :rank], channels).float()
         passed = lengths.cumsum(2)
         after = torch.stack([passed[0, :, -1:] - passed[0], passed[1] - lengths[1]])
-        A = -torch.exp(mixer.A_log[:, None, None, some])
+        A = -torch.exp(mixer.A_log[:, None, None, channels])
         decay = torch.exp(after.clamp(min=0)[..., None] * A)
-        entered = (lengths * u[..., some])[..., None] * B[..., None, :]
+        entered = (lengths * u[..., channels])[..., None] * projected[..., None, rank:]
         return delta, (decay * entered).sum(2)
+
+
+def _delta(mixer: Mixer, low_rank: Tensor, channels: slice) -> Tensor:
+    """Delta (2, b, S, c) of some channels from its projection (2, b, S, rank)."""
+    dt_proj = mixer.dt_proj[:, channels].to(low_rank.dtype).transpose(1, 2)
+    dt_bias = mixer.dt_bias[:, None, channels].to(low_rank.dtype)
+    delta = torch.baddbmm(dt_bias, low_rank.flatten(1, 2), dt_proj)
+    return F.softplus(delta).unflatten(1, low_rank.shape[1:3])

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastvim.models import create_model
 from fastvim.training import devices
-from fastvim.training.recorder import REPEATED_IMAGES, STATE_CHANNELS, Recorder
+from fastvim.training.recorder import DELTA_STEPS, REPEATED_IMAGES, STATE_CHANNELS, Recorder
 from fastvim.training.run import Interrupted, train_run
 
 CPU = torch.device("cpu")
@@ -159,7 +159,7 @@ def test_delta_is_what_the_scan_uses(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fastvim_femto", "vim_femto"])
-def test_the_state_is_the_scans_last(name, tmp_path):
+def test_delta_and_the_state_are_the_scans(name, tmp_path):
     """Against the recurrence itself, step by step, in both directions."""
     model, seen = create_model(name, **SMALL), {}
     recorder, mixer = Recorder(model, tmp_path), model.blocks[1].mixer
@@ -172,7 +172,7 @@ def test_the_state_is_the_scans_last(name, tmp_path):
         loss = model(torch.randn(2 * REPEATED_IMAGES, 1, 28, 28)).sum()
     recorder.after_step(loss.detach(), torch.tensor(1.0))
     recorder.read(1, [torch.arange(4)])
-    weights, states = mixer.weights(), []
+    weights, states, deltas = mixer.weights(), [], []
     rank, n = mixer.dt_proj.shape[2], mixer.A_log.shape[2]
     for direction in (0, 1):
         u = seen["pooled"][direction, :REPEATED_IMAGES].double()
@@ -183,12 +183,16 @@ def test_the_state_is_the_scans_last(name, tmp_path):
         for s in range(u.shape[1]):
             decay = torch.exp(delta[:, s, :, None] * weights.A[direction])
             h = decay * h + (delta[:, s] * u[:, s])[..., None] * B[:, s, None]
+        in_place = delta.flip(1) if direction else delta
+        deltas.append(in_place[:, :: max(1, u.shape[1] // DELTA_STEPS)])
         states.append(h[:, :: max(1, u.shape[2] // STATE_CHANNELS)])
-    states = torch.stack(states).detach()
+    assert name == "fastvim_femto" or deltas[0].shape[1] < u.shape[1]
     values = dict(zip(map(str, recorder.quantities), recorder._values[0], strict=True))
-    rms, top = states.square().mean().sqrt().item(), states.abs().max().item()
-    assert values["block 1, state (rms)"] == pytest.approx(rms, rel=1e-4)
-    assert values["block 1, state (maximum)"] == pytest.approx(top, rel=1e-4)
+    for quantity, parts in (("state", states), ("delta", deltas)):
+        whole = torch.stack(parts).detach()
+        rms, top = whole.square().mean().sqrt().item(), whole.abs().max().item()
+        assert values[f"block 1, {quantity} (rms)"] == pytest.approx(rms, rel=1e-4)
+        assert values[f"block 1, {quantity} (maximum)"] == pytest.approx(top, rel=1e-4)
 
 
 def test_tensorboard_has_every_block_under_its_quantity(settings, tmp_path):
@@ -201,6 +205,21 @@ def test_tensorboard_has_every_block_under_its_quantity(settings, tmp_path):
     assert [point.step for point in points] == [2, 4, 6]
     assert all(point.value > 0 for point in points)
     assert "recorder/update_to_weight_ratio" in board.Tags()["scalars"]
+
+
+def test_half_precision_and_all_parameters_are_measured(tmp_path):
+    model = create_model("fastvim_femto", **SMALL)
+    recorder = Recorder(model, tmp_path)
+    recorder.before_step()
+    with recorder.watching(), torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.randn(2, 1, 28, 28)).sum()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1.25
+    recorder.after_step(loss.detach(), torch.tensor(1.0))
+    recorder.read(1, [torch.arange(2)])
+    assert np.isfinite(recorder._values).all() and (recorder._values[0, :-3] > 0).all()
+    assert recorder._values[0, -1] == pytest.approx(0.25)
 
 
 def test_a_state_with_fewer_quantities_leaves_the_ring_empty(tmp_path):
