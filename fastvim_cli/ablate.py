@@ -44,7 +44,7 @@ class Jobs(click.IntRange):
 @plan_options
 @seeds_option
 @variants_option
-@output_option
+@output_option("EXPERIMENT-PROFILE")
 @click.option(
     "--jobs",
     "-j",

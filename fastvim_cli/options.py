@@ -55,6 +55,27 @@ def experiment_argument(command: Callable) -> Callable:
     )
 
 
+sets_option = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_key,
+    help="Change a value of every run, by dotted name. May be repeated.",
+)
+
+
+def output_option(folder: str) -> Callable[[Callable], Callable]:
+    """--output, by default `folder` (in words) under results."""
+    return click.option(
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help=f"Output folder.  [default: results/{folder}]",
+    )
+
+
 def plan_options(command: Callable) -> Callable:
     """--profile, --set and --grid."""
     for decorate in (
@@ -65,14 +86,7 @@ def plan_options(command: Callable) -> Callable:
             shell_complete=complete_key,
             help="Try each value: a further variant of every variant. May be repeated.",
         ),
-        click.option(
-            "--set",
-            "sets",
-            multiple=True,
-            metavar="KEY=VALUE",
-            shell_complete=complete_key,
-            help="Change a value of every variant, by dotted name. May be repeated.",
-        ),
+        sets_option,
         click.option(
             "--profile",
             metavar="NAME",
@@ -92,13 +106,6 @@ variants_option = click.option(
     metavar="A,B",
     shell_complete=complete_variants,
     help="Only these variants.",
-)
-output_option = click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Output folder.  [default: results/EXPERIMENT-PROFILE]",
 )
 
 format_option = click.option(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import output_option, sets_option
 from fastvim_cli.stability_threshold import threshold
 
 
@@ -49,20 +50,8 @@ from fastvim_cli.stability_threshold import threshold
     metavar="MINUTES",
     help="Steps, then seeds, then the ladder are fitted to this time.",
 )
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a value of every run, by dotted name. May be repeated.",
-)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Output folder.  [default: results/stability-MODEL-BACKBONE-FACTORS]",
-)
+@sets_option
+@output_option("stability-MODEL-BACKBONE-FACTORS")
 @click.pass_context
 def command(ctx, model, backbone, factors, seeds, ladder, minutes, sets, output):
     """Train with and without the post-SSM norm over a ladder of learning rates.
@@ -83,7 +72,6 @@ def command(ctx, model, backbone, factors, seeds, ladder, minutes, sets, output)
     from fastvim.reports.stability import write_stability
     from fastvim_cli.display import duration
     from fastvim_cli.study_runs import carry_out_study
-    from fastvim_cli.tables import print_written
 
     if ctx.invoked_subcommand is not None:
         return
@@ -118,12 +106,7 @@ def command(ctx, model, backbone, factors, seeds, ladder, minutes, sets, output)
     )
     if (fit.seeds, fit.ladder) != (seeds, rungs):
         click.echo("The budget does not reach for all seeds and learning rates asked for.")
-    study, code = carry_out_study(plan, output)
-    if study is not None:
-        text, written = write_stability(study, request, output)
-        click.echo(text)
-        print_written(output, written)
-    sys.exit(code)
+    sys.exit(carry_out_study(plan, output, lambda study: write_stability(study, request, output)))
 
 
 command.add_command(threshold)

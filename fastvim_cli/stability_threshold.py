@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import output_option, sets_option
+
 
 @click.command("threshold")
 @click.option(
@@ -38,20 +40,8 @@ import click
     help="Steps, then seeds, then the ladder are fitted to this time.  [default: quick 9; paper "
     "as long as the recipe]",
 )
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a value of every run, by dotted name. May be repeated.",
-)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Output folder.  [default: results/threshold-VARY-BACKBONE-PROFILE]",
-)
+@sets_option
+@output_option("threshold-VARY-BACKBONE-PROFILE")
 @click.option("--dry-run", is_flag=True, help="Say how many runs and how long; train nothing.")
 def threshold(vary, profile, backbone, seeds, minutes, sets, output, dry_run):
     """Find the smallest model at which training is unstable, with and without the norm.
@@ -71,7 +61,6 @@ def threshold(vary, profile, backbone, seeds, minutes, sets, output, dry_run):
     from fastvim.reports.threshold import write_threshold
     from fastvim_cli.display import duration
     from fastvim_cli.study_runs import carry_out_study
-    from fastvim_cli.tables import print_written
 
     request = ThresholdRequest(
         vary=vary,
@@ -107,9 +96,4 @@ def threshold(vary, profile, backbone, seeds, minutes, sets, output, dry_run):
         click.echo("The budget does not reach for all seeds and learning rates.")
     if dry_run:
         return
-    study, code = carry_out_study(plan, output)
-    if study is not None:
-        text, written = write_threshold(study, request, output)
-        click.echo(text)
-        print_written(output, written)
-    sys.exit(code)
+    sys.exit(carry_out_study(plan, output, lambda study: write_threshold(study, request, output)))

@@ -1,16 +1,22 @@
-"""Carry out the runs of a stability study; both of its commands end here."""
+"""Carry out the runs of a stability study and report them; both of its commands end here."""
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from fastvim.reports.study import Study
 
-def carry_out_study(plan, folder: Path):
-    """Train what is not there yet: (study, exit code); no study after an interruption.
 
-    The runs have a folder of their own, which `fastvim report` understands.
+def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, list[Path]]]) -> int:
+    """Train what is not there yet and print the report; the exit code.
+
+    `write` writes the report and gives its text and its files. The runs have a folder of their
+    own, which `fastvim report` understands.
     """
     from fastvim.experiments.plan import identified_runs
     from fastvim.experiments.record import write_plan
@@ -21,6 +27,7 @@ def carry_out_study(plan, folder: Path):
     from fastvim.reports.tensorboard import write_board
     from fastvim.training.state import WEIGHTS_FILE
     from fastvim_cli.display import RunProgress
+    from fastvim_cli.tables import print_written
 
     output = folder / RUNS_FOLDER
     store, runs = Store(output), identified_runs(plan)
@@ -40,11 +47,14 @@ def carry_out_study(plan, folder: Path):
                 outcomes = carry_out(runs, store, listen, stop)
         except Stopped:
             progress.say(f"Stopped; everything is saved. To go on: {this_command}")
-            return None, 128 + (stop.signal or 2)
+            return 128 + (stop.signal or 2)
     study = read_study(output)
     write_board(study, output)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
         click.echo(f"{outcome.run.name} failed: {outcome.message}", err=True)
+    text, written = write(study)
+    click.echo(text)
+    print_written(folder, written)
     # A run that diverged is a result here.
-    return study, int(bool(failed))
+    return int(bool(failed))

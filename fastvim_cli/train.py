@@ -26,7 +26,7 @@ from fastvim_cli.options import (
 )
 @click.option("--pretraining", is_flag=True, help="Only the run that the variant starts from.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@output_option
+@output_option("EXPERIMENT-PROFILE")
 def command(experiment, more, profile, sets, grid, variant, pretraining, seed, output):
     """Train one variant with one seed, in a run directory that `ablate` would use too.
 

@@ -10,6 +10,7 @@ from fastvim.analysis.claims import Claim, scale_from_config
 from fastvim.analysis.ledger import judge
 from fastvim.experiments.record import RecordedPlan, read_plan
 from fastvim.experiments.store import FINAL, RunRecord, Store
+from fastvim.training.responses import read_responses
 
 FORMAT = 1
 METRICS = ("top1", "top5", "loss", "knn_top1")
@@ -93,6 +94,11 @@ def variant_entry(
         "metrics": {**metrics, "spikes": spikes},
         "cost": {cost: _median((r.get("cost") or {}).get(cost) for r in results) for cost in COSTS},
         "spikes": sum(spikes),
+        "responses": [
+            {"seed": seed, **response.to_dict()}
+            for seed in seeds
+            for response in read_responses(records[seed].directory)
+        ],
         "diverged": sum(records[seed].state == "diverged" for seed in seeds),
         "missing": missing,
         "backends": sorted({str(result.get("backend")) for result in results}),

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -146,11 +146,25 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             said.setdefault(note, []).append(contrast["variant"])
     lines += [f"{', '.join(names)}: {note}." for note, names in said.items()]
     for variant in results["variants"]:
+        lines += [f"{variant['name']}, {line}" for line in response_lines(variant["responses"])]
         if variant["missing"]:
             seeds = ", ".join(map(str, variant["missing"]))
             lines.append(f"{variant['name']}: seed {seeds} has no result and is not counted.")
     lines += [f"Skipped: {problem}" for problem in results["problems"]]
     return lines
+
+
+def response_lines(responses: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each seed's training did about spikes, a line a seed, from entries of `responses`."""
+    steps: dict[tuple[int, str], list[str]] = {}
+    for response in responses:
+        key = response["seed"], response["response"]
+        steps.setdefault(key, []).append(str(response["step"]))
+    return [
+        f"seed {seed}: training answered spikes by {response}, in step{'s' * (len(found) > 1)} "
+        f"{', '.join(found)}."
+        for (seed, response), found in steps.items()
+    ]
 
 
 def spoken_on(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -16,7 +16,9 @@ there is, the later values weighing more, so the fall of a young loss is soon fo
 than 8 values in a row lie below it, the level follows four times as fast, and values beyond the
 clip pull it by a quarter of the way: an improvement is followed at once, a rise is not.
 
-The tail q is the running 0.99 quantile of the upward heights r / sigma (Robbins and Monro).
+The tail q is the running 0.99 quantile of the upward heights r / sigma (Robbins and Monro), where
+heights close to one another count once: the heavy tail of noise comes in single values, a spike
+too low to be an episode in many, and it must not hide the next.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ CLIPPED_MEAN = math.sqrt(2 / math.pi) * (1 - math.exp(-(CLIP**2) / 2)) + CLIP * 
 BIAS_MEMORY = 16
 # More values in a row below the level than this are a trend, not chance (1 in 256).
 CHANCE_RUN = 8
-# Runs below the level over which their mean length is measured.
+# Runs over which their mean length is measured.
 RUN_MEMORY = 32
 TAIL = 0.01
 # The tail quantile at which `threshold` holds, taken for granted until the run shows its own.
@@ -60,11 +62,15 @@ class Baseline:
         self.fine = False  # the quantum is so far below sigma that it need not be looked for
         self.tail = USUAL_TAIL
         self.tail_count = 0  # `count` when `tail` was last brought up to date
+        self.last_high = 0  # `count` at the last value above the tail
         self.count = 0  # values learnt from
         self.age = 0  # the same since the last fresh start
         self.bias = 0.0  # recent mean residual: below 0 where the level lags a falling curve
         self.below = 0  # values in a row below the level
-        self.run_mean = 2.0  # mean length of those runs: 2 for noise without memory
+        # Mean length of those runs, and of a run with the one above the level before it: 2 and 4
+        # for noise without memory around its median.
+        self.run_mean, self.period_mean = 2.0, 4.0
+        self.run_end = 0  # `count` at the end of the last of them
         self.best = math.nan  # the lowest level so far, with its sigma and step
         self.best_sigma = 0.0
         self.best_step = math.nan
@@ -79,8 +85,14 @@ class Baseline:
 
     @property
     def run_length(self) -> float:
-        """Mean length of a run below the level, in those of noise without memory; at least 1."""
-        return max(self.run_mean / 2, 1.0)
+        """How much longer than in noise without memory the curve stays on one side; at least 1.
+
+        Half the harmonic mean of the runs' mean lengths below and above the level: without memory
+        they are 1 / (1 - p) and 1 / p, p the share below, so that it is 1 though a spike has left
+        the level too high.
+        """
+        above = self.period_mean - self.run_mean
+        return max(self.run_mean * above / self.period_mean, 1.0)
 
     @property
     def ceiling(self) -> float:
@@ -134,7 +146,7 @@ class Baseline:
                     level += level_gain * residual
             else:
                 if below:
-                    self.run_mean += (below - self.run_mean) / RUN_MEMORY
+                    self._learn_run(below, self.count + position - begin + 1)
                     below = 0
                 level += level_gain * residual
             if spread < 0:
@@ -171,7 +183,7 @@ class Baseline:
             self.below += 1
         else:
             if self.below:
-                self.run_mean += (self.below - self.run_mean) / RUN_MEMORY
+                self._learn_run(self.below, self.count)
                 self.below = 0
             self._learn_tail(residual)
         if self.below > CHANCE_RUN:
@@ -193,7 +205,13 @@ class Baseline:
         self.level = self.best = level
         self.best_sigma, self.best_step = self.sigma, step
         self.age = min(self.age, self.settings.young)
-        self.below, self.bias = 0, 0.0
+        self.below, self.bias, self.run_end = 0, 0.0, self.count
+
+    def _learn_run(self, below: int, count: int) -> None:
+        """A run of `below` values below the level ended before the value numbered `count`."""
+        self.run_mean += (below - self.run_mean) / RUN_MEMORY
+        self.period_mean += (count - self.run_end - self.period_mean) / RUN_MEMORY
+        self.run_end = count
 
     def _note_best(self, step: float) -> None:
         if not self.level >= self.best:
@@ -215,4 +233,6 @@ class Baseline:
         self.tail = self._tail_now()
         self.tail_count = self.count
         if residual - min(self.bias, 0.0) > self.tail * self.sigma:
-            self.tail *= 1 + self.settings.tail_gain * (1 - TAIL)
+            if self.count - self.last_high > self.settings.calm_values:
+                self.tail *= 1 + self.settings.tail_gain * (1 - TAIL)
+            self.last_high = self.count

@@ -22,7 +22,7 @@ class Settings:
 
     threshold: float = 7.3
     highest: float = 20.0
-    tail_power: float = 2.5
+    tail_power: float = 3.5
     tail_gain: float = 0.02
     level_memory: int = 32
     noise_memory: int = 128

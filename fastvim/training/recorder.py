@@ -68,9 +68,7 @@ class Recorder:
     def __init__(self, model: nn.Module, directory: Path) -> None:
         self._directory = directory / FOLDER
         # Views: they see every later value, and a step takes them in one operation.
-        self._heads = [
-            p.detach().view(-1)[:SAMPLE] for p in model.parameters() if p.requires_grad
-        ]
+        self._heads = [p.detach().view(-1)[:SAMPLE] for p in model.parameters() if p.requires_grad]
         named = [(name, module) for name, module in model.named_modules()]
         blocks = [(name, module) for name, module in named if isinstance(module, Block)]
         self.modules = [name for name, _ in blocks]

@@ -50,6 +50,10 @@ class Response:
         """Whether the optimiser steps."""
         return self.response in ("clip", "lower_lr")
 
+    def to_dict(self) -> dict:
+        """Plain values for JSON, with the sentence."""
+        return {**vars(self), "sentence": self.sentence}
+
     @property
     def sentence(self) -> str:
         """For people."""
