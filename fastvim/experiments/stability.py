@@ -160,7 +160,6 @@ class Request:
             "name": NAME,
             "question": "Where does training become unstable, and what of it does each factor "
             "change?",
-            "claim": CLAIM,
             "metric": "loss",
             "seeds": fit.seeds,
             "base": {

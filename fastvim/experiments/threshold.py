@@ -6,7 +6,7 @@ The runs are an ordinary study, as those of `fastvim stability`: `stability.yaml
 from dataclasses import dataclass
 from typing import Literal
 
-from fastvim.experiments.stability import BACKBONES, CLAIM, FACTORS, Fit, variant_name
+from fastvim.experiments.stability import BACKBONES, FACTORS, Fit, variant_name
 
 Body = tuple[int, int]
 """Width (d_model) and depth of a model."""
@@ -80,7 +80,6 @@ class ThresholdRequest:
             "name": "stability-threshold",
             "question": f"From which {self.vary} on is training unstable, with and without the "
             "post-SSM norm?",
-            "claim": CLAIM,
             "metric": "loss",
             "seeds": fit.seeds,
             "base": {"task": "classification", **base},

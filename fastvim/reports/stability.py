@@ -1,7 +1,7 @@
 """The results of `fastvim stability`: one row a variant over its ladder of learning rates."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,14 +13,15 @@ from fastvim.analysis.claims import scale_from_config
 from fastvim.analysis.ledger import judge
 from fastvim.experiments.stability import CLAIM, NAME, Request, variant_name
 from fastvim.files import write_atomic
+from fastvim.reports.stability_factors import factor_answers
 from fastvim.reports.stability_figures import draw_losses, draw_sensitivity
+from fastvim.reports.stability_table import LAST_STEPS, markdown
 from fastvim.reports.study import Study, StudyRun
 from fastvim.stability.alternatives import SCORE_LEAST, spike_score
 from fastvim.stability.episodes import DIVERGENCE, NONFINITE
+from fastvim.training.responses import read_responses
 
 FORMAT = 1
-# The final loss is the mean over the last tenth of the steps, at least this many.
-LAST_STEPS = 5
 
 
 def write_stability(study: Study, request: Request, output: Path) -> tuple[str, list[Path]]:
@@ -73,6 +74,7 @@ def summarise(study: Study, request: Request) -> dict[str, Any]:
         "ladder": ladder,
         "best_loss": best,
         "variants": variants,
+        "factors": factor_answers(variants, request),
         "norm_costs": _norm_costs(variants),
         "emulated_float16": _emulated(study),
         "contrasts": [],
@@ -81,10 +83,8 @@ def summarise(study: Study, request: Request) -> dict[str, Any]:
     }
     claims = load_claims()
     judged = judge(claims[CLAIM], results, claims)
-    if isinstance(judged, str):
-        results["verdict"] = {"claim": CLAIM, "verdict": "unresolved", "reason": judged}
-    else:
-        results["verdict"] = judged[0].to_dict()
+    # Text where this study does not have what the claim compares.
+    results["verdict"] = None if isinstance(judged, str) else judged[0].to_dict()
     return results
 
 
@@ -92,7 +92,7 @@ def measure(run: StudyRun, multiple: float) -> dict[str, Any]:
     """What one run's history says; `final_loss` is None where it ended in NaN or infinity.
 
     A run diverged when its loss was no number, when it ended no lower than it began, or when its
-    last episode was a divergence.
+    last episode was a divergence; it was unstable when it diverged or had an episode of any class.
     """
     loss, episodes = run.curves.loss, run.curves.episodes
     initial = float(loss[0])
@@ -103,20 +103,24 @@ def measure(run: StudyRun, multiple: float) -> dict[str, Any]:
     norms = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)["grad_norm"]
     kept = norms[np.isfinite(norms)]
     gone = bool(episodes) and episodes[-1].kind in (DIVERGENCE, NONFINITE)
+    diverged = bool(final is None or final >= initial or gone)
     return {
         "directory": run.record.directory.name,
         "seed": run.seed,
         "lr_multiple": multiple,
         "lr": run.record.run.config.training.peak_lr,
+        "steps": len(loss),
         "initial_loss": initial,
         "final_loss": final,
-        "diverged": bool(final is None or final >= initial or gone),
+        "diverged": diverged,
+        "unstable": diverged or bool(episodes),
         "episodes": [episode.to_dict() for episode in episodes],
         "spike_score": spike_score(loss) if len(loss) > SCORE_LEAST else None,
         "largest_grad_norm": float(kept.max()) if len(kept) else None,
         "grad_norm_finite": len(kept) == len(norms),
         "images_per_second": run.record.result["cost"]["train_images_per_second"],
         "attributions": _attributions(run.record.directory / "episodes"),
+        "responses": [response.to_dict() for response in read_responses(run.record.directory)],
     }
 
 
@@ -189,92 +193,3 @@ def _emulated(study: Study) -> bool:
         and run.record.result.get("device") == "cpu"
         for run in study.runs
     )
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-    """table.md."""
-    ladder = results["ladder"]
-    heads = ["variant", *(f"final loss, lr x{m:g}" for m in ladder), "episodes", "spike score %"]
-    heads += ["largest gradient norm", "diverged", "highest stable lr", "lr sensitivity"]
-    heads += ["train img/s", "norm's cost"]
-    lines = [f"# Stability of {results['profile']}", "", _line(heads)]
-    lines.append(_line(["---"] + ["---:"] * (len(heads) - 1)))
-    lines += [_line(_row(variant, results)) for variant in results["variants"]]
-    lines += ["", *(f"- {note}" for note in notes(results))]
-    said = [
-        f"- {variant['name']} at lr {run['lr']:g}, seed {run['seed']}, step {step}: {summary}."
-        for variant in results["variants"]
-        for run in variant["runs"]
-        for step, summary in run["attributions"].items()
-    ]
-    if said:
-        lines += ["", "What left its own past first, as the recorder saw it:", "", *said]
-    lines += ["", "Made by", "", f"    {results['command']}", ""]
-    return "\n".join(lines)
-
-
-def _row(variant: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
-    runs = variant["runs"]
-    at = {m: [r["final_loss"] for r in runs if r["lr_multiple"] == m] for m in results["ladder"]}
-    norm = _number(variant["largest_grad_norm"], ".3g")
-    cost = results["norm_costs"].get(variant["name"])
-    score = variant["spike_score"]
-    seeds = ", ".join(map(str, variant["diverged_seeds"]))
-    return [
-        variant["name"],
-        *(_losses(values) for values in at.values()),
-        str(variant["spikes"]),
-        _number(None if score is None else 100 * score, ".2f"),
-        norm if variant["grad_norm_finite"] else f"{norm}, then no number",
-        f"{variant['diverged']} of {len(runs)} runs" + (f" (seeds {seeds})" if seeds else ""),
-        _number(variant["highest_stable_lr"], "g") if variant["highest_stable_lr"] else "none",
-        _number(variant["lr_sensitivity"], ".3f"),
-        _number(variant["cost"]["train_images_per_second"], ".4g"),
-        "-" if cost is None else f"{cost:+.1f} %",
-    ]
-
-
-def _losses(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "NaN" if values else "-"
-    lost = len(values) - len(known)
-    return f"{mean(known):.3f}" + f" ({lost} NaN)" * bool(lost)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def notes(results: Mapping[str, Any]) -> list[str]:
-    """What must be known beside the table."""
-    verdict = results["verdict"]
-    steps = results["scale"].get("steps")
-    lines = [
-        f"Claim {verdict['claim']}: {verdict['verdict']}. {verdict['reason']}",
-        f"Runs of {steps} steps. The final loss is the mean training loss of the last tenth of "
-        f"the steps (at least {LAST_STEPS}), averaged over the seeds that kept a number.",
-        "Episodes are of every class, NaN and infinity too, over all runs of a variant; runs at "
-        "several learning rates share their seeds. Spike score: the share of steps at least 7 "
-        "standard deviations from the mean of the last 1,000 (OLMo 2, arXiv 2501.00656); none "
-        f"for runs of {SCORE_LEAST} steps or less.",
-        "A run diverged when its loss was no number, ended no lower than it began, or ended in a "
-        "divergence; the highest stable rate is the last on the ladder up to which no run did.",
-        "Learning-rate sensitivity: mean over the ladder and seeds of min(final loss, loss at "
-        "initialisation) minus the best final loss of all variants (Wortsman et al. 2023, arXiv "
-        "2309.14322, who take the best over the ladder).",
-        "Throughput is that of the fastest run, as a busy machine only slows; the norm's cost "
-        "compares runs that were not interleaved, and `fastvim profile` measures it better.",
-        "Checkpoints of these runs are not kept.",
-    ]
-    if results["emulated_float16"]:
-        lines.append(
-            "float16 was emulated on the CPU: linear layers, convolutions and products round "
-            "inputs, weights and outputs to float16; sums are float32."
-        )
-    lines += [f"No result: {missing}" for missing in results["missing"]]
-    return lines + [f"Skipped: {problem}" for problem in results["problems"]]

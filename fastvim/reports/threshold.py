@@ -67,8 +67,7 @@ def _side(
         for multiple in request.ladder:
             for run in study.runs_of(variant_name(group_name(backbone, norm, body), multiple)):
                 found = measure(run, multiple)
-                unstable = found["diverged"] or bool(found["episodes"])
-                runs.append({"width": body[0], "depth": body[1], "unstable": unstable, **found})
+                runs.append({"width": body[0], "depth": body[1], **found})
     name = f"{backbone}, {norm} norm"
     trials = [Trial(run["width"], run["depth"], run["lr"], run["unstable"]) for run in runs]
     boundary = boundaries[name] = fit_boundary(trials)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
 from fastvim.experiments.stability import LEAST_STEPS, MOST_STEPS, Request, fit_to
+from fastvim.reports.stability_factors import factor_answers
 from fastvim_cli.main import main
 
 # Nothing of the time counts here: the steps are set.
@@ -59,8 +60,62 @@ def test_the_table_and_the_results_tell_the_rates_apart(study):
     table = (folder / "table.md").read_text()
     assert table in output
     assert "| vim-without |" in table and "Wortsman et al. 2023" in table
+    assert "No run here has one (-)" in table and "the longest run has 14" in table
+    assert "- Claim post-ssm-norm-spikes: " in table
+    (answer,) = results["factors"]
+    assert (answer["pairs"], answer["unstable_first"], answer["unstable_value"]) == (2, 1, 1)
+    assert f"- {answer['sentence']}" in table
     for name in ("loss.png", "sensitivity.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_response_is_asked_for_by_set_and_reported(tmp_path):
+    """Without the norm among the factors there is nothing to say of the claim about it."""
+    options = [*OPTIONS, "--factor", "merge", "--set", "training.response=skip"]
+    result = fastvim("stability", *options, "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    responses = [r for v in results["variants"] for run in v["runs"] for r in run["responses"]]
+    assert responses and {response["response"] for response in responses} == {"skip"}
+    table = (tmp_path / "table.md").read_text()
+    assert f", {responses[0]['sentence']}." in table
+    assert results["verdict"] is None and "Claim" not in table and "norm's cost" not in table
+    assert "Factor merge, added against averaged: " in table
+
+
+def test_factors_are_answered_by_pairs_that_differ_in_one_alone():
+    request = Request("pico", backbones=("vim",), factors=("norm", "merge"), ladder=(1.0, 4.0))
+    # Adding is unstable wherever there is no norm, at both rates and with all four seeds.
+    variants = [
+        {
+            "name": name,
+            "runs": [
+                {
+                    "lr_multiple": multiple,
+                    "seed": seed,
+                    "unstable": name == "vim-without-added",
+                    "final_loss": None if name == "vim-without-added" else 1.0,
+                    "initial_loss": 2.0,
+                }
+                for multiple in request.ladder
+                for seed in range(4)
+            ],
+        }
+        for name in request.groups()
+    ]
+    norm, merge = factor_answers(variants, request)
+    for entry, value, first in ((norm, "without", "with"), (merge, "added", "averaged")):
+        assert (entry["value"], entry["first"], entry["pairs"]) == (value, first, 16)
+        assert (entry["only_value"], entry["only_first"]) == (8, 0)
+        assert (entry["unstable_value"], entry["unstable_first"]) == (8, 0)
+        # Two-sided exact: 2 / 2^8, and Holm's correction over two doubles it.
+        assert entry["p_value"] == pytest.approx(2 * 2 / 2**8)
+        assert entry["loss_difference"] == 0.5
+        assert "it is more often unstable" in entry["sentence"]
+    variants[-1]["runs"] = []
+    norm, merge = factor_answers(variants, request)
+    assert (norm["pairs"], norm["p_value"]) == (8, 1.0)
+    assert "cannot be told apart from chance" in norm["sentence"]
 
 
 def test_the_recorder_names_what_broke(study):

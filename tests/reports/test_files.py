@@ -19,6 +19,7 @@ from fastvim.reports.curves import RunCurves, loss_band
 from fastvim.reports.latex import escape, latex_table
 from fastvim.reports.page import html_page
 from fastvim.reports.study import read_study
+from fastvim.reports.tables import markdown
 from fastvim.reports.write import FORMATS, parse_formats, write_report
 from fastvim.stability import detect
 
@@ -96,6 +97,25 @@ def test_the_same_runs_give_the_same_bytes(study, tmp_path):
         write_report(study, tmp_path / folder)
     for path in (tmp_path / "a").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_what_training_did_about_spikes_is_in_every_report(output, run_directory):
+    lines = [
+        {"step": 7, "response": "skip", "reason": "a loss of <9>"},
+        {"step": 9, "response": "skip", "reason": "the gradient is not finite"},
+    ]
+    path = run_directory(output, "columns", 1) / "responses.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    study = read_study(output)
+    entries = study.results["variants"][0]["responses"]
+    assert [(entry["seed"], entry["step"]) for entry in entries] == [(1, 7), (1, 9)]
+    said = "- columns, seed 1: training answered spikes by skip, in steps 7, 9."
+    assert said in markdown(study.results).splitlines()
+    page = Tags(html_page(study))
+    assert "step 7: a loss of <9>; the step was skipped" in page.text
+    assert ("section", {"id": "responses"}) in page.tags
+    path.unlink()
+    assert 'id="responses"' not in html_page(read_study(output))
 
 
 def test_formats_are_read_from_text():
