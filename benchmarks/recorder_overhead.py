@@ -4,19 +4,20 @@
         [--rounds 8] [--window 1] [--threads 2] [--json FILE]
 
 One model and one optimiser take the steps; the recorder's switch is turned between neighbours, so
-both see the same machine, and on a CPU the seconds are the processor's. Printed: the median of
-each, and the median and the quartiles of the differences of neighbours over the median step
-without. Losses are read every `--window` steps, as the training loop does on a GPU. On a CPU, where
-a call ends when its work is done, also the time inside the recorder's own calls as a share of the
-step they are part of: a shared machine's steps differ by more than the recorder costs.
+both see the same machine. Printed: the median of each, and the median and the quartiles of the
+differences of neighbours over the median step without; on a CPU by the clock and in the processor's
+time, which others on the machine hardly change. Losses are read every `--window` steps, as the
+training loop does on a GPU. On a CPU, where a call ends when its work is done, also the time inside
+the recorder's own calls as a share of the step they are part of: a shared machine's steps differ
+by more than the recorder costs.
 """
 
 import functools
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from timing import arguments, finish, spread
 
@@ -34,8 +35,11 @@ def main() -> None:
     given = arguments(__doc__, rounds=8, model="fastvim_base", image_size=112, batch=8, window=1)
     recipe = Recipe(epochs=1000, batch_size=given.batch, clip_grad=1.0)
     device = choose_device()
-    # A busy machine takes time from the wall, hardly from the processor.
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    clocks = ["wall", "processor"] if device.type == "cpu" else ["wall"]
+
+    def clock() -> np.ndarray:
+        return np.array([time.perf_counter(), time.process_time()])[: len(clocks)]
+
     precision = choose_precision(recipe, device)
     model = create_model(given.model, image_size=given.image_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +60,7 @@ def main() -> None:
         labels = torch.arange(given.batch, device=device) % model.config.num_classes
         places = [torch.arange(given.batch)] * given.window
         step = read = 0
-        inside = 0.0
+        inside = np.zeros(len(clocks))
 
         def timed(call):
             @functools.wraps(call)
@@ -66,20 +70,21 @@ def main() -> None:
                 try:
                     return call(*args)
                 finally:
-                    inside += clock() - began
+                    inside = inside + clock() - began
 
             return wrapper
 
         recorder.before_step = timed(recorder.before_step)
         recorder.after_step = timed(recorder.after_step)
         recorder.read = timed(recorder.read)
+        recorder.measured = timed(recorder.measured)
         for module in model.modules():
             if isinstance(module, Block):
                 module.mixer.observer = timed(module.mixer.observer)
                 for key, hook in module._forward_hooks.items():
                     module._forward_hooks[key] = timed(hook)
 
-        def window(recording: bool) -> float:
+        def window(recording: bool) -> np.ndarray:
             nonlocal step, read
             trainer.recorder = recorder if recording else None
             began = clock()
@@ -97,26 +102,29 @@ def main() -> None:
         times, own = [], []
         for pair in range(given.rounds):
             order = (False, True) if pair % 2 else (True, False)
-            inside = 0.0
+            inside = np.zeros(len(clocks))
             measured = {recording: window(recording) for recording in order}
             spent = inside / given.window
             own.append(100 * spent / (measured[True] - spent))
             times.append((measured[False], measured[True]))
-    without, with_it = (statistics.median(pair[i] for pair in times) for i in (0, 1))
-    added = spread([100 * (pair[1] - pair[0]) / without for pair in times])
-    result = {
-        "title": f"{given.model}, {size}, {precision} on {device}",
-        "step without the recorder, ms": 1000 * without,
-        "step with it, ms": 1000 * with_it,
-        "added, % of a step": added,
-    }
-    print(f"{result['title']}, {given.rounds} pairs")
-    print(f"without the recorder: {1000 * without:.1f} ms a step (median)")
-    print(f"with it:              {1000 * with_it:.1f} ms")
-    print(f"added: {_range(added)}")
-    if device.type == "cpu":
-        result["inside its own calls, % of a step"] = spread(own)
-        print(f"inside its own calls: {_range(spread(own))}")
+    # (rounds, without and with, clocks) and (rounds, clocks).
+    seconds, own = np.array(times), np.array(own)
+    result = {"title": f"{given.model}, {size}, {precision} on {device}"}
+    print(f"{result['title']}, {given.threads} threads, {given.rounds} pairs")
+    for i, name in enumerate(clocks):
+        without, with_it = 1000 * np.median(seconds[:, :, i], axis=0)
+        added = spread((100 * np.diff(seconds[:, :, i])[:, 0] / np.median(seconds[:, 0, i])).tolist())
+        result[name] = {
+            "step without the recorder, ms": without,
+            "step with it, ms": with_it,
+            "added, % of a step": added,
+        }
+        print(f"{name}: {without:.1f} ms a step without the recorder (median), {with_it:.1f} ms with")
+        print(f"  added: {_range(added)}")
+        if device.type == "cpu":
+            inside_share = spread(own[:, i].tolist())
+            result[name]["inside its own calls, % of a step"] = inside_share
+            print(f"  inside its own calls: {_range(inside_share)}")
     finish([result], given.json)
 
 
