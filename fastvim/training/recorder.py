@@ -80,6 +80,7 @@ class Recorder:
         ] + list(WHOLE)
         self._watching = False
         self._passes: list[Tensor] = []
+        self._scans: list[tuple[Mixer, Tensor]] = []
         self._norms: list[Tensor] = []
         self._sizes: list[int] = []
         self._sample: Tensor | None = None
@@ -95,16 +96,13 @@ class Recorder:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """A context for a forward pass of training; what runs elsewhere is not recorded."""
-        self._watching, self._norms, self._sizes = True, [], []
+        self._watching, self._scans, self._norms, self._sizes = True, [], [], []
         try:
             yield
         finally:
             self._watching = False
         if self._norms:
-            low, high, norms = torch.stack(self._norms).float().view(-1, 3).unbind(1)
-            sizes = torch.tensor(self._sizes, dtype=torch.float32)
-            rms = norms / sizes.sqrt().to(norms.device, non_blocking=True)
-            self._passes.append(torch.stack([rms, torch.maximum(high, -low)], dim=1))
+            self._passes.append(self._measured())
 
     def before_step(self) -> None:
         """Call before anything of a step."""
@@ -180,13 +178,32 @@ class Recorder:
     def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
         if self._watching:
             with torch.no_grad():
-                for tensor in (*_delta_and_state(mixer, pooled), scanned, gated):
-                    self._measure(tensor)
+                self._scans.append((mixer, pooled[:, :REPEATED_IMAGES]))
+                self._measure(scanned)
+                self._measure(gated)
 
     def _observe_block(self, block: Block, inputs: tuple, output: Tensor) -> None:
         if self._watching:
             with torch.no_grad():
                 self._measure(output)
+
+    @torch.no_grad()
+    def _measured(self) -> Tensor:
+        """The statistics of a forward pass, (blocks * tensors, 2)."""
+        # All blocks at once: small operations between large ones find cold caches, and take many
+        # times as long.
+        scans, self._scans = self._scans, []
+        for mixer, pooled in scans:
+            for tensor in _delta_and_state(mixer, pooled):
+                self._measure(tensor)
+        low, high, norms = torch.stack(self._norms).float().view(-1, 3).unbind(1)
+        sizes = torch.tensor(self._sizes, dtype=torch.float32)
+        rms = norms / sizes.sqrt().to(norms.device, non_blocking=True)
+        found = torch.stack([rms, torch.maximum(high, -low)], dim=1)
+        # What was computed again came last, and is first in TENSORS.
+        seen, again = found.tensor_split([3 * len(scans)])
+        blocks = [again.view(len(scans), 2, 2), seen.view(len(scans), 3, 2)]
+        return torch.cat(blocks, dim=1).flatten(0, 1)
 
     def _measure(self, tensor: Tensor) -> None:
         # One pass each without a temporary, and neither loses a NaN. (PyTorch's infinity norm
