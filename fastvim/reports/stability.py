@@ -112,6 +112,7 @@ def measure(run: StudyRun, multiple: float) -> dict[str, Any]:
         "steps": len(loss),
         "initial_loss": initial,
         "final_loss": final,
+        "highest_loss": float(loss[np.isfinite(loss)].max(initial=initial)),
         "diverged": diverged,
         "unstable": diverged or bool(episodes),
         "episodes": [episode.to_dict() for episode in episodes],
@@ -162,7 +163,7 @@ def _variant(
         "cost": {"train_images_per_second": max(speeds, default=None)},
         "spikes": sum(len(run["episodes"]) for run in runs),
         "diverged": sum(run["diverged"] for run in runs),
-        "diverged_seeds": sorted({run["seed"] for run in runs if run["diverged"]}),
+        "highest_loss": max((run["highest_loss"] for run in runs), default=None),
         "spike_score": mean(scores) if scores else None,
         "largest_grad_norm": max(norms) if norms else None,
         "grad_norm_finite": all(run["grad_norm_finite"] for run in runs),
@@ -177,10 +178,10 @@ def _or_infinity(loss: float | None) -> float:
 
 
 def _norm_costs(variants: list[dict]) -> dict[str, float]:
-    """Variant with the norm -> its training throughput over that without, less one, in percent."""
+    """Variant with the norm -> the training throughput that it loses by it, in percent."""
     speeds = {v["name"]: v["cost"]["train_images_per_second"] for v in variants}
     return {
-        name: 100 * (speed / speeds[bare] - 1)
+        name: 100 * (1 - speed / speeds[bare])
         for name, speed in speeds.items()
         for bare in [name.replace("-with", "-without")]
         if bare != name and "-without" not in name and speed and speeds.get(bare)

@@ -5,56 +5,79 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fastvim.experiments.stability import variant_name
+from fastvim.reports.curves import RunCurves
 from fastvim.reports.figures import MUTED, PAPER, STYLE, look, render
 from fastvim.reports.study import Study
-from fastvim.stability.episodes import NONFINITE
 
-# The axis of losses ends here, in losses at initialisation; a spike beyond is drawn at the edge.
-HIGHEST = 2.0
+DASHED = (0, (3, 2))
+
+# The axis of losses ends here, in losses at initialisation; what lies beyond is drawn at the edge.
+HIGHEST = 100.0
 
 
 def draw_losses(study: Study, results: Mapping[str, Any]) -> bytes:
-    """PNG of the training loss of every run, a row a variant and a column a learning rate.
-
-    A triangle marks the peak of an episode, a cross a loss that was no number.
-    """
+    """PNG of the training loss of every run, a row a variant and a column a learning rate."""
     variants, ladder = results["variants"], results["ladder"]
     with mpl.rc_context(STYLE):
-        size = (0.8 + 3.0 * len(ladder), 0.6 + 1.9 * len(variants))
+        size = (0.8 + 3.0 * len(ladder), 1.0 + 1.9 * len(variants))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(
             len(variants), len(ladder), squeeze=False, sharex=True, sharey=True
         )
-        highest = 1.0
         for row, variant in enumerate(variants):
             for column, multiple in enumerate(ladder):
                 axes = panels[row][column]
                 for run in study.runs_of(variant_name(variant["name"], multiple)):
-                    loss, steps = run.curves.loss, run.curves.steps
-                    top = HIGHEST * loss[0]
-                    highest = max(highest, min(top, np.nanmax(loss)))
-                    axes.plot(steps, np.minimum(loss, top), linewidth=0.9, color=look(row)["color"])
-                    for episode in run.curves.episodes:
-                        value = loss[min(np.searchsorted(steps, episode.peak_step), len(loss) - 1)]
-                        axes.plot(
-                            episode.peak_step,
-                            min(value, top) if np.isfinite(value) else top,
-                            marker="X" if episode.kind == NONFINITE else "^",
-                            markersize=7,
-                            color=look(row)["color"],
-                            markeredgecolor=PAPER,
-                            clip_on=False,
-                        )
+                    _draw_run(axes, run.curves, look(row)["color"])
                 axes.set_title(f"{variant['name']}, lr x{multiple:g}")
-        panels[0][0].set_ylim(0, 1.05 * highest)
+        axes = panels[0][0]
+        # Losses differ by far more where training is unstable than where it is not.
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         for axes in panels[-1]:
             axes.set_xlabel("step")
         for axes in panels[:, 0]:
             axes.set_ylabel("training loss")
+        marks = {"^": "peak of an episode", "X": f"no number, or beyond {HIGHEST:g} x the first"}
+        handles = [
+            Line2D([], [], linestyle="", marker=mark, color=MUTED, label=label)
+            for mark, label in marks.items()
+        ]
+        start = Line2D([], [], color=MUTED, linestyle=DASHED, label="loss at initialisation")
+        figure.legend(handles=[*handles, start], loc="outside lower center", ncols=3)
     return render(figure, "png", "loss")
+
+
+def _draw_run(axes: Axes, curves: RunCurves, colour: str) -> None:
+    loss, steps = curves.loss, curves.steps
+    top = HIGHEST * loss[0]
+    shown = np.where(loss > top, top, loss)
+    axes.axhline(loss[0], color=MUTED, linestyle=DASHED, linewidth=0.8)
+    axes.plot(steps, shown, linewidth=0.9, color=colour)
+    lost = ~(loss <= top)
+    # The first of each run of them: a cross a step would be a bar.
+    lost[1:] &= loss[:-1] <= top
+    edge = float(np.nanmax(shown, initial=loss[0]))
+    marks = [(step, edge, "X") for step in steps[lost]]
+    marks += [(e.peak_step, e.baseline + e.height_value, "^") for e in curves.episodes]
+    for step, height, mark in marks:
+        axes.plot(
+            step,
+            min(height, edge),
+            marker=mark,
+            markersize=7,
+            color=colour,
+            markeredgecolor=PAPER,
+            clip_on=False,
+        )
 
 
 def draw_sensitivity(results: Mapping[str, Any]) -> bytes:
@@ -77,15 +100,19 @@ def draw_sensitivity(results: Mapping[str, Any]) -> bytes:
             axes.plot(list(points), means, marker="o", label=variant["name"], **look(position))
         initial = [run["initial_loss"] for v in results["variants"] for run in v["runs"]]
         if initial:
-            axes.axhline(np.mean(initial), color=MUTED, linestyle=(0, (3, 2)), linewidth=1)
+            axes.axhspan(min(initial), max(initial), color=MUTED, alpha=0.2, linewidth=0)
+            axes.axhline(max(initial), color=MUTED, linestyle=DASHED, linewidth=1)
             axes.annotate(
-                "loss at initialisation",
-                (0.01, np.mean(initial)),
+                "loss at initialisation, lowest to highest run",
+                (0.01, max(initial)),
                 xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
                 va="bottom",
                 color=MUTED,
                 fontsize=8,
             )
+            axes.margins(y=0.1)
         axes.set_xscale("log")
         rates = sorted({run["lr"] for v in results["variants"] for run in v["runs"]})
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])

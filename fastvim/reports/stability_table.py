@@ -5,6 +5,7 @@ from statistics import mean
 from typing import Any
 
 from fastvim.stability.alternatives import SCORE_DEVIATIONS, SCORE_LEAST, SCORE_WINDOW
+from fastvim.stability.settings import Settings
 
 # The final loss is the mean over the last tenth of the steps, at least this many.
 LAST_STEPS = 5
@@ -14,7 +15,13 @@ def markdown(results: Mapping[str, Any]) -> str:
     """table.md."""
     ladder = results["ladder"]
     heads = ["variant", *(f"final loss, lr x{m:g}" for m in ladder), "episodes", "spike score %"]
-    heads += ["largest gradient norm", "diverged", "highest stable lr", "lr sensitivity"]
+    heads += [
+        "highest loss",
+        "largest gradient norm",
+        "diverged",
+        "highest stable lr",
+        "lr sensitivity",
+    ]
     heads += ["train img/s", *(["norm's cost"] if results["norm_costs"] else [])]
     lines = [f"# Stability of {results['profile']}", "", _line(heads)]
     lines.append(_line(["---"] + ["---:"] * (len(heads) - 1)))
@@ -47,19 +54,29 @@ def _row(variant: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     norm = _number(variant["largest_grad_norm"], ".3g")
     cost = results["norm_costs"].get(variant["name"])
     score = variant["spike_score"]
-    seeds = ", ".join(map(str, variant["diverged_seeds"]))
     return [
         variant["name"],
         *(_losses(values) for values in at.values()),
         str(variant["spikes"]),
         _number(None if score is None else 100 * score, ".2f"),
+        _number(variant["highest_loss"], ".3g"),
         norm if variant["grad_norm_finite"] else f"{norm}, then no number",
-        f"{variant['diverged']} of {len(runs)} runs" + (f" (seeds {seeds})" if seeds else ""),
+        f"{variant['diverged']} of {len(runs)} runs{_diverged(runs)}",
         _number(variant["highest_stable_lr"], "g") if variant["highest_stable_lr"] else "none",
         _number(variant["lr_sensitivity"], ".3f"),
         _number(variant["cost"]["train_images_per_second"], ".4g"),
         *(["-" if cost is None else f"{cost:+.1f} %"] if results["norm_costs"] else []),
     ]
+
+
+def _diverged(runs: Sequence[Mapping[str, Any]]) -> str:
+    """` (lr 0.016: seeds 0, 1)`; nothing where none did."""
+    seeds: dict[float, list[str]] = {}
+    for run in runs:
+        if run["diverged"]:
+            seeds.setdefault(run["lr"], []).append(str(run["seed"]))
+    parts = [f"lr {lr:g}: seed{'s' * (len(n) > 1)} {', '.join(n)}" for lr, n in seeds.items()]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _losses(values: Sequence[float | None]) -> str:
@@ -89,7 +106,9 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         f"Runs of {steps} steps. The final loss is the mean training loss of the last tenth of "
         f"the steps (at least {LAST_STEPS}), averaged over the seeds that kept a number.",
         "Episodes are of every class, NaN and infinity too, over all runs of a variant; runs at "
-        "several learning rates share their seeds.",
+        f"several learning rates share their seeds. The first {Settings().young} steps are too few "
+        "to tell a spike by: the highest loss of all runs shows whether training was thrown back "
+        "there.",
         f"Spike score: the share of steps at least {SCORE_DEVIATIONS:g} standard deviations from "
         f"the mean of the last {SCORE_WINDOW:,} (OLMo 2, arXiv 2501.00656). {_scored(results)}",
         "A run diverged when its loss was no number, ended no lower than it began, or ended in a "
@@ -102,8 +121,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     ]
     if results["norm_costs"]:
         lines.append(
-            "The norm's cost compares runs that were not interleaved; `fastvim profile` measures "
-            "it better."
+            "The norm's cost is the throughput lost by it; the runs were not interleaved, and "
+            "`fastvim profile` measures it better."
         )
     if results["emulated_float16"]:
         lines.append(
