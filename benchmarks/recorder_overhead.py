@@ -113,13 +113,17 @@ def main() -> None:
     print(f"{result['title']}, {given.threads} threads, {given.rounds} pairs")
     for i, name in enumerate(clocks):
         without, with_it = 1000 * np.median(seconds[:, :, i], axis=0)
-        added = spread((100 * np.diff(seconds[:, :, i])[:, 0] / np.median(seconds[:, 0, i])).tolist())
+        added = spread(
+            (100 * np.diff(seconds[:, :, i])[:, 0] / np.median(seconds[:, 0, i])).tolist()
+        )
         result[name] = {
             "step without the recorder, ms": without,
             "step with it, ms": with_it,
             "added, % of a step": added,
         }
-        print(f"{name}: {without:.1f} ms a step without the recorder (median), {with_it:.1f} ms with")
+        print(
+            f"{name}: {without:.1f} ms a step without the recorder (median), {with_it:.1f} ms with"
+        )
         print(f"  added: {_range(added)}")
         if device.type == "cpu":
             inside_share = spread(own[:, i].tolist())

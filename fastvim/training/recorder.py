@@ -102,7 +102,7 @@ class Recorder:
         finally:
             self._watching = False
         if self._norms:
-            self._passes.append(self._measured())
+            self._passes.append(self.measured())
 
     def before_step(self) -> None:
         """Call before anything of a step."""
@@ -188,7 +188,7 @@ class Recorder:
                 self._measure(output)
 
     @torch.no_grad()
-    def _measured(self) -> Tensor:
+    def measured(self) -> Tensor:
         """The statistics of a forward pass, (blocks * tensors, 2)."""
         # All blocks at once: small operations between large ones find cold caches, and take many
         # times as long.
