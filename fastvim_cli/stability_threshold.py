@@ -46,7 +46,8 @@ from fastvim_cli.options import output_option, sets_option
 def threshold(vary, profile, backbone, seeds, minutes, sets, output, dry_run):
     """Find the smallest model at which training is unstable, with and without the norm.
 
-    A run is unstable where it diverged or the detector finds an episode of any class in its loss.
+    A run is unstable where it diverged, where its loss rose above twice that at initialisation, or
+    where the detector finds an episode of any class in it.
     Over a ladder of learning rates, as small models show at larger rates what large ones show at
     the recipe's. The same command goes on after an interruption.
 

@@ -15,7 +15,7 @@ from fastvim.experiments.stability import CLAIM, NAME, Request, variant_name
 from fastvim.files import write_atomic
 from fastvim.reports.stability_factors import factor_answers
 from fastvim.reports.stability_figures import draw_losses, draw_sensitivity
-from fastvim.reports.stability_table import LAST_STEPS, markdown
+from fastvim.reports.stability_table import LAST_STEPS, THROWN_BACK, markdown
 from fastvim.reports.study import Study, StudyRun
 from fastvim.stability.alternatives import SCORE_LEAST, spike_score
 from fastvim.stability.episodes import DIVERGENCE, NONFINITE
@@ -92,7 +92,7 @@ def measure(run: StudyRun, multiple: float) -> dict[str, Any]:
     """What one run's history says; `final_loss` is None where it ended in NaN or infinity.
 
     A run diverged when its loss was no number, when it ended no lower than it began, or when its
-    last episode was a divergence; it was unstable when it diverged or had an episode of any class.
+    last episode was a divergence. `stability_table.UNSTABLE` says when it was unstable.
     """
     loss, episodes = run.curves.loss, run.curves.episodes
     initial = float(loss[0])
@@ -104,6 +104,7 @@ def measure(run: StudyRun, multiple: float) -> dict[str, Any]:
     kept = norms[np.isfinite(norms)]
     gone = bool(episodes) and episodes[-1].kind in (DIVERGENCE, NONFINITE)
     diverged = bool(final is None or final >= initial or gone)
+    highest = float(loss[np.isfinite(loss)].max(initial=initial))
     return {
         "directory": run.record.directory.name,
         "seed": run.seed,
@@ -112,9 +113,9 @@ def measure(run: StudyRun, multiple: float) -> dict[str, Any]:
         "steps": len(loss),
         "initial_loss": initial,
         "final_loss": final,
-        "highest_loss": float(loss[np.isfinite(loss)].max(initial=initial)),
+        "highest_loss": highest,
         "diverged": diverged,
-        "unstable": diverged or bool(episodes),
+        "unstable": diverged or bool(episodes) or highest > THROWN_BACK * initial,
         "episodes": [episode.to_dict() for episode in episodes],
         "spike_score": spike_score(loss) if len(loss) > SCORE_LEAST else None,
         "largest_grad_norm": float(kept.max()) if len(kept) else None,
@@ -150,7 +151,7 @@ def _variant(
     stable = None
     for multiple in ladder:
         at = [run for run in runs if run["lr_multiple"] == multiple]
-        if not at or any(run["diverged"] for run in at):
+        if not at or any(run["unstable"] for run in at):
             break
         stable = at[0]["lr"]
     return {
@@ -163,6 +164,7 @@ def _variant(
         "cost": {"train_images_per_second": max(speeds, default=None)},
         "spikes": sum(len(run["episodes"]) for run in runs),
         "diverged": sum(run["diverged"] for run in runs),
+        "unstable": sum(run["unstable"] for run in runs),
         "highest_loss": max((run["highest_loss"] for run in runs), default=None),
         "spike_score": mean(scores) if scores else None,
         "largest_grad_norm": max(norms) if norms else None,

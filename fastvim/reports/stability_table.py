@@ -9,6 +9,13 @@ from fastvim.stability.settings import Settings
 
 # The final loss is the mean over the last tenth of the steps, at least this many.
 LAST_STEPS = 5
+# A loss so many times that at initialisation is worse than knowing nothing.
+THROWN_BACK = 2.0
+UNSTABLE = (
+    "A run is unstable where its loss was no number, ended no lower than it began, or ended in a "
+    f"divergence, where it rose above {THROWN_BACK:g} times the loss at initialisation, or where "
+    "the detector finds an episode of any class in it."
+)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -19,6 +26,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "highest loss",
         "largest gradient norm",
         "diverged",
+        "unstable",
         "highest stable lr",
         "lr sensitivity",
     ]
@@ -62,6 +70,7 @@ def _row(variant: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
         _number(variant["highest_loss"], ".3g"),
         norm if variant["grad_norm_finite"] else f"{norm}, then no number",
         f"{variant['diverged']} of {len(runs)} runs{_diverged(runs)}",
+        f"{variant['unstable']} of {len(runs)}",
         _number(variant["highest_stable_lr"], "g") if variant["highest_stable_lr"] else "none",
         _number(variant["lr_sensitivity"], ".3f"),
         _number(variant["cost"]["train_images_per_second"], ".4g"),
@@ -107,12 +116,11 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         f"the steps (at least {LAST_STEPS}), averaged over the seeds that kept a number.",
         "Episodes are of every class, NaN and infinity too, over all runs of a variant; runs at "
         f"several learning rates share their seeds. The first {Settings().young} steps are too few "
-        "to tell a spike by: the highest loss of all runs shows whether training was thrown back "
-        "there.",
+        "to tell an episode by; the highest loss of all runs shows what happened there.",
         f"Spike score: the share of steps at least {SCORE_DEVIATIONS:g} standard deviations from "
         f"the mean of the last {SCORE_WINDOW:,} (OLMo 2, arXiv 2501.00656). {_scored(results)}",
-        "A run diverged when its loss was no number, ended no lower than it began, or ended in a "
-        "divergence; the highest stable rate is the last on the ladder up to which no run did.",
+        f"{UNSTABLE} It diverged in the first three cases. The highest stable rate is the last on "
+        "the ladder up to which no run was unstable.",
         "Learning-rate sensitivity: mean over the ladder and seeds of min(final loss, loss at "
         "initialisation) minus the best final loss of all variants (Wortsman et al. 2023, arXiv "
         "2309.14322, who take the best over the ladder).",

@@ -12,14 +12,11 @@ from fastvim.experiments.stability import variant_name
 from fastvim.experiments.threshold import Body, ThresholdRequest, group_name
 from fastvim.files import write_atomic
 from fastvim.reports.stability import measure
+from fastvim.reports.stability_table import UNSTABLE
 from fastvim.reports.study import Study
 from fastvim.reports.threshold_figure import draw_grid
 
 FORMAT = 1
-DEFINITION = (
-    "A run is unstable where its loss was no number, ended no lower than it began, or ended in a "
-    "divergence, or where the detector finds an episode of any class in it."
-)
 
 
 def write_threshold(
@@ -34,7 +31,7 @@ def write_threshold(
         "vary": request.vary,
         "profile": request.profile,
         "command": study.plan.command,
-        "definition": DEFINITION,
+        "definition": UNSTABLE,
         "sides": sides,
         "verdict": verdict(sides, request),
         "problems": study.results["problems"],
@@ -159,7 +156,7 @@ def markdown(results: Mapping[str, Any]) -> str:
                 ]
             )
         )
-    seeds = {run["seed"] for side in sides for run in side["runs"]}
+    seeds = len({run["seed"] for side in sides for run in side["runs"]})
     lines += [
         "",
         results["verdict"],
@@ -168,7 +165,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "- Smallest: fewest weights, about depth x width^2.",
         "- The boundary is a logistic regression on log2 of width, depth and learning rate with "
         "Firth's penalty (1993) and profile intervals (Heinze and Schemper 2002). Runs count as "
-        f"independent, though the runs of a seed share their data ({len(seeds)} seeds here).",
+        "independent, though the runs of a seed share their data "
+        f"({seeds} seed{'s' * (seeds != 1)} here).",
         *(f"- No result: {missing}" for missing in results["missing"]),
         *(f"- Skipped: {problem}" for problem in results["problems"]),
         "",

@@ -37,7 +37,7 @@ DELTA_STEPS = 8
 # ... and the state for so many channels, evenly spaced, after the last step of each direction.
 STATE_CHANNELS = 32
 # The update-to-weight ratio is taken over the first entries of every parameter.
-SAMPLE = 4096
+SAMPLE = 1024
 # In the order in which a block computes them.
 TENSORS = (
     "delta",
