@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +59,23 @@ LOGGED = ("loss", "gradient norm")
 RANKED = 20
 
 
+class Magnitudes(NamedTuple):
+    """The least and the greatest number of a tensor, its norm (all scalars), and its size."""
+
+    low: Tensor
+    high: Tensor
+    norm: Tensor
+    size: int
+
+
+def magnitudes(tensor: Tensor) -> Magnitudes:
+    """Two passes over the tensor without a temporary, neither of which loses a NaN."""
+    # PyTorch's infinity norm takes twenty times as long on a CPU.
+    kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    norm = torch.linalg.vector_norm(tensor, dtype=kind)
+    return Magnitudes(*torch.aminmax(tensor), norm, tensor.numel())
+
+
 class Recorder:
     """Watches the blocks of a `VisionMamba` (of another model, the whole-model numbers alone).
 
@@ -80,9 +98,9 @@ class Recorder:
         ] + list(WHOLE)
         self._watching = False
         self._passes: list[Tensor] = []
+        # Of a forward pass: what a block scanned, and its other TENSORS or their magnitudes.
         self._scans: list[tuple[Mixer, Tensor]] = []
-        self._norms: list[Tensor] = []
-        self._sizes: list[int] = []
+        self._found: list[Tensor | Magnitudes] = []
         self._sample: Tensor | None = None
         self._pending: list[Tensor] = []
         self._samples: list[Tensor] = []
@@ -96,12 +114,12 @@ class Recorder:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """A context for a forward pass of training; what runs elsewhere is not recorded."""
-        self._watching, self._scans, self._norms, self._sizes = True, [], [], []
+        self._watching, self._scans, self._found = True, [], []
         try:
             yield
         finally:
             self._watching = False
-        if self._norms:
+        if self._scans:
             self._passes.append(self.measured())
 
     def before_step(self) -> None:
@@ -177,40 +195,33 @@ class Recorder:
 
     def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
         if self._watching:
-            with torch.no_grad():
-                self._scans.append((mixer, pooled[:, :REPEATED_IMAGES]))
-                self._measure(scanned)
-                self._measure(gated)
+            self._scans.append((mixer, pooled[:, :REPEATED_IMAGES].detach()))
+            self._see(scanned)
+            self._see(gated)
 
     def _observe_block(self, block: Block, inputs: tuple, output: Tensor) -> None:
         if self._watching:
-            with torch.no_grad():
-                self._measure(output)
+            self._see(output)
+
+    def _see(self, tensor: Tensor) -> None:
+        # The backward pass keeps the tensor anyway, unless the block will be computed again.
+        self._found.append(tensor.detach() if torch.is_grad_enabled() else magnitudes(tensor))
 
     @torch.no_grad()
     def measured(self) -> Tensor:
-        """The statistics of a forward pass, (blocks * tensors, 2)."""
+        """The statistics of the forward pass, (blocks * tensors, 2)."""
         # All blocks at once: small operations between large ones find cold caches, and take many
         # times as long.
-        scans, self._scans = self._scans, []
-        for mixer, pooled in scans:
-            for tensor in _delta_and_state(mixer, pooled):
-                self._measure(tensor)
-        low, high, norms = torch.stack(self._norms).float().view(-1, 3).unbind(1)
-        sizes = torch.tensor(self._sizes, dtype=torch.float32)
+        scans, found, self._scans, self._found = self._scans, self._found, [], []
+        parts = []
+        for block, (mixer, pooled) in enumerate(scans):
+            parts += [*_delta_and_state(mixer, pooled), *found[3 * block : 3 * block + 3]]
+        parts = [magnitudes(part) if isinstance(part, Tensor) else part for part in parts]
+        scalars = torch.stack([scalar for part in parts for scalar in part[:3]]).float()
+        low, high, norms = scalars.view(-1, 3).unbind(1)
+        sizes = torch.tensor([part.size for part in parts], dtype=torch.float32)
         rms = norms / sizes.sqrt().to(norms.device, non_blocking=True)
-        found = torch.stack([rms, torch.maximum(high, -low)], dim=1)
-        # What was computed again came last, and is first in TENSORS.
-        seen, again = found.tensor_split([3 * len(scans)])
-        blocks = [again.view(len(scans), 2, 2), seen.view(len(scans), 3, 2)]
-        return torch.cat(blocks, dim=1).flatten(0, 1)
-
-    def _measure(self, tensor: Tensor) -> None:
-        # One pass each without a temporary, and neither loses a NaN. (PyTorch's infinity norm
-        # takes twenty times as long on a CPU.)
-        kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        self._norms += [*torch.aminmax(tensor), torch.linalg.vector_norm(tensor, dtype=kind)]
-        self._sizes.append(tensor.numel())
+        return torch.stack([rms, torch.maximum(high, -low)], dim=1)
 
     def _write(self, event: Event) -> None:
         episode = event.episode

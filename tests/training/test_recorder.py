@@ -10,7 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastvim.models import create_model
 from fastvim.training import devices
-from fastvim.training.recorder import DELTA_STEPS, REPEATED_IMAGES, STATE_CHANNELS, Recorder
+from fastvim.training.recorder import (
+    DELTA_STEPS,
+    REPEATED_IMAGES,
+    SAMPLE,
+    STATE_CHANNELS,
+    Recorder,
+)
 from fastvim.training.run import Interrupted, train_run
 
 CPU = torch.device("cpu")
@@ -120,9 +126,9 @@ def test_the_numbers_are_those_of_the_tensors(name, tmp_path):
         for key in ("gated", "out"):
             seen[f"all {key}"] = [*seen.get(f"all {key}", []), seen[key]]
     with torch.no_grad():
-        before = torch.cat([p.flatten() for p in model.parameters()])
+        before = torch.cat([p.flatten()[:SAMPLE] for p in model.parameters()])
         model.head.weight *= 1.5
-        after = torch.cat([p.flatten() for p in model.parameters()])
+        after = torch.cat([p.flatten()[:SAMPLE] for p in model.parameters()])
     recorder.after_step(loss.detach(), torch.tensor(7.0))
     model(images * 100)  # Not watched.
     recorder.read(1, [torch.arange(6)])
@@ -136,9 +142,9 @@ def test_the_numbers_are_those_of_the_tensors(name, tmp_path):
         assert values[f"block 1, {words} (rms)"] == pytest.approx(rms, rel=1e-5)
         assert values[f"block 1, {words} (maximum)"] == pytest.approx(top, rel=1e-5)
     assert values["gradient norm"] == 7
-    assert max(p.numel() for p in model.parameters()) <= 8192
+    assert max(p.numel() for p in model.parameters()) > SAMPLE
     ratio = ((after - before).norm() / before.norm()).item()
-    assert values["update-to-weight ratio"] == pytest.approx(ratio, rel=0.1)
+    assert values["update-to-weight ratio"] == pytest.approx(ratio, rel=1e-5)
 
 
 def test_delta_is_what_the_scan_uses(tmp_path):
@@ -156,6 +162,25 @@ def test_delta_is_what_the_scan_uses(tmp_path):
     recorder.read(1, [torch.arange(8)])
     expected = np.log1p(np.exp(0.7))
     assert recorder._values[0, :2] == pytest.approx([expected, expected], rel=1e-5)
+
+
+def test_blocks_that_will_be_computed_again_are_measured_alike_and_nothing_is_kept(tmp_path):
+    values = []
+    for again in (False, True):
+        model = create_model("fastvim_femto", **SMALL)
+        model.set_grad_checkpointing(again)
+        recorder = Recorder(model, tmp_path)
+        recorder.before_step()
+        with recorder.watching():
+            loss = model(torch.randn(4, 1, 28, 28, generator=torch.manual_seed(0))).sum()
+            kept = [isinstance(part, torch.Tensor) for part in recorder._found]
+            assert kept == [not again] * 9
+        loss.backward()
+        assert recorder._found == [] and recorder._scans == []
+        recorder.after_step(loss.detach(), torch.tensor(1.0))
+        recorder.read(1, [torch.arange(4)])
+        values.append(recorder._values[0])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fastvim_femto", "vim_femto"])
