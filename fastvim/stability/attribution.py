@@ -42,8 +42,9 @@ class Quantity:
 class Departure:
     """A quantity that left its past at `step`, `steps_before` the episode's start.
 
-    `growth` is its largest number over what its past led to expect there, `height` the same in
-    robust deviations of the logarithm; both None where it was NaN or infinite all along.
+    `growth` is its largest number from there to the episode's start (after it, its first) over
+    what its past led to expect, `height` the same in robust deviations of the logarithm; both None
+    where it was NaN or infinite all along.
     """
 
     quantity: Quantity
@@ -57,8 +58,10 @@ class Departure:
         return {**asdict(self), "sentence": str(self)}
 
     def __str__(self) -> str:
-        what = "left the finite range" if self.growth is None else f"grew {self.growth:.3g}-fold"
-        return f"{self.quantity}, {what} {_before(self.steps_before)}"
+        if self.growth is None:
+            return f"{self.quantity}, left the finite range {_before(self.steps_before)}"
+        since = ", from " if self.steps_before > 0 else " "
+        return f"{self.quantity}, grew {self.growth:.3g}-fold{since}{_before(self.steps_before)}"
 
 
 def departures(
@@ -94,7 +97,9 @@ def departures(
         while last + 1 < len(height) and height[last + 1] > THRESHOLD:
             last += 1
         step = int(steps[past + first])
-        numbers = height[first : last + 1]
+        # How far it had come when the loss followed: what follows the loss is no cause.
+        until = max(int(np.searchsorted(steps, start, side="right")) - past, first + 1)
+        numbers = height[first : min(last + 1, until)]
         largest = numbers[np.isfinite(numbers)].max(initial=-np.inf)
         if np.isfinite(largest):
             growth = float(np.exp(min(largest * sigma, 700.0)))
@@ -123,10 +128,11 @@ def first_nonfinite(
 
 
 def summarise(ranked: Sequence[Departure], broken: Departure | None) -> str | None:
-    """One sentence: the first block that left its past (or the first row at all), and what first
-    left the finite range, if anything did."""
+    """One sentence: the first block that left its past (or the first row at all, but for the loss,
+    whose episode it is), and what first left the finite range, if anything did."""
     inside = [departure for departure in ranked if departure.quantity.block is not None]
-    first = next(iter([*inside, *ranked]), None)
+    others = [departure for departure in ranked if departure.quantity.name != "loss"]
+    first = next(iter([*inside, *others]), None)
     if broken is None:
         return None if first is None else str(first)
     if first is None or first.step >= broken.step:

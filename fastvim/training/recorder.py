@@ -84,7 +84,7 @@ class Recorder:
     """
 
     def __init__(self, model: nn.Module, directory: Path) -> None:
-        self._directory = directory / FOLDER
+        self._model, self._directory = model, directory / FOLDER
         # Views: they see every later value, and a step takes them in one operation.
         self._heads = [p.detach().view(-1)[:SAMPLE] for p in model.parameters() if p.requires_grad]
         named = [(name, module) for name, module in model.named_modules()]
@@ -205,7 +205,9 @@ class Recorder:
 
     def _see(self, tensor: Tensor) -> None:
         # The backward pass keeps the tensor anyway, unless the block will be computed again.
-        self._found.append(tensor.detach() if torch.is_grad_enabled() else magnitudes(tensor))
+        again = getattr(self._model, "grad_checkpointing", False)
+        tensor = tensor.detach()
+        self._found.append(magnitudes(tensor) if again else tensor)
 
     @torch.no_grad()
     def measured(self) -> Tensor:

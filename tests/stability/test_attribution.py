@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastvim.stability.attribution import Quantity, departures, first_nonfinite
+from fastvim.stability.attribution import Quantity, departures, first_nonfinite, summarise
 
 STEPS = np.arange(101, 161)
 ROWS = [Quantity("delta", "rms", 0), Quantity("residual", "rms", 1), Quantity("loss")]
@@ -30,8 +30,19 @@ def test_the_first_to_leave_comes_first_with_its_growth_and_lead(values):
     assert [d.steps_before for d in found] == [3, 1, 0]
     assert found[0].growth == pytest.approx(40, rel=0.2)
     assert str(found[0]).startswith("block 1, residual (rms), grew ")
-    assert str(found[0]).endswith("-fold three steps before the loss")
+    assert str(found[0]).endswith("-fold, from three steps before the loss")
     assert str(found[2]).endswith("in the step of the loss")
+
+
+def test_growth_is_what_had_been_reached_when_the_loss_followed(values):
+    values[56:, 1] *= [5, 40, 400, 4000]
+    values[57:, 2] *= [3, 60, 900]
+    found = departures(STEPS, values, ROWS, start=158)
+    assert [(d.quantity, d.steps_before) for d in found] == [(ROWS[1], 1), (ROWS[2], 0)]
+    assert [d.growth for d in found] == pytest.approx([40, 3], rel=0.2)
+    assert summarise(found, None) == str(found[0])
+    # The loss alone explains nothing.
+    assert summarise(found[1:], None) is None
 
 
 def test_of_one_step_the_furthest_comes_first(values):
