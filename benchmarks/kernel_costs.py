@@ -54,6 +54,9 @@ def launch_cost(launch) -> Cost:
             # An expanded tensor is as large as its memory.
             once = min(size(value), value.untyped_storage().nbytes())
             share = 0.5 if (name, argument) in HALVES else 1.0
+            # A first sweep over chunks wants their last states alone.
+            if name == "scan_forward" and argument == "C" and not given["OUTPUT"]:
+                share = 0.0
             moved += once * share * (2 if (name, argument) in TWICE else 1)
     cost = Cost(bytes=moved)
     taps = given.get("K", 0)
@@ -115,24 +118,33 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def least(batch, length, channels, steps, states, rank, element, pooled) -> tuple[float, float]:
+def least(
+    batch, length, channels, steps, states, rank, element, pooled, split
+) -> tuple[float, float]:
     """Bytes that the two-pass design cannot but move, forward and backward.
 
     Each stage reads its inputs and writes its outputs once: pass one, the two projections, the
     scan, pass two; backward, pass two and one again, the scan, and two products for each
-    projection, whose outputs are recomputed. Weights and tables are left out.
+    projection, whose outputs are recomputed. Weights and tables are left out, and so is all that
+    is kept between tiles and chunks and all partial sums.
+
+    A `split` scan reads its inputs twice: no chunk knows the state that enters it before those
+    ahead of it have been read, and programs do not wait for one another on the GPU. The backward's
+    chunks are entered from both sides.
     """
     token = batch * length * channels * element
     step = 2 * batch * steps * channels * 4
     row = 2 * batch * steps * (rank + 2 * states) * 4
     dt, bc = row * rank / (rank + 2 * states), row * 2 * states / (rank + 2 * states)
     project = (step + row) + (dt + step)
-    forward = (token + step) + project + (step + step + bc + step) + (3 * token + step)
+    ends = step + step + bc / 2 if split else 0.0
+    forward = (token + step) + project + ends + (step + step + bc + step) + (3 * token + step)
     # Pass two: x, z, grad_out, scanned to grad_z, grad_merged and the sums of the steps, which
     # are one direction's, since both have the same; where nothing is pooled they are grad_merged.
     sums = step / 2 if pooled else 0.0
     incoming = sums if pooled else token
-    scan = step + step + bc + incoming + step + step + bc
+    adjoint_ends = step + bc / 2 + incoming if split else 0.0
+    scan = ends + adjoint_ends + step + step + bc + incoming + step + step + bc
     products = (step + dt) + (step + dt) + (row + step) + (row + step + step)
     backward = (5 * token + step + sums) + project + scan + products + (3 * token + step)
     return forward, backward

@@ -71,6 +71,7 @@ def _print_backends(out) -> int:
                 cells.append(escape(str(error)))
         chosen.add_row(f"on {kind}", *cells)
     out.print(chosen)
+    out.print(backends.RULE)
 
     failures = 0
     rows = table("kernel backends", "", "largest error of a small case, gradients too (float32)")

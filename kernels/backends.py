@@ -18,6 +18,13 @@ from fastvim.errors import UserError, nearest
 from fastvim.kernels import native
 
 NAMES = ("reference", "cpu", "triton", "mamba_ssm")
+# `choose`, in words; `fastvim doctor` says it.
+RULE = (
+    "Chosen by device and dtype alone: float32 and float64 on a CPU run on cpu; float32, bfloat16 "
+    "and float16 on CUDA run on triton; all else, and where these cannot run, on reference. "
+    "mamba_ssm runs only if forced. Tiles and chunks follow from the shape, nothing is tuned by "
+    "trying: the same shape gives the same bits on every run."
+)
 ENVIRONMENT_VARIABLE = "FASTVIM_KERNELS"
 
 # A plain global, so that torch.compile can guard on it.

@@ -140,11 +140,11 @@ def _scan(given, y: Tensor) -> None:
         y[mine] = found.flip(-1) if direction else found
 
 
-def _scan_backward(given, grad_y, _grad_state, grad_u, grad_delta, _grad_z):
+def _scan_backward(given, grad_y, _grad_state, grad_u, grad_delta, _grad_z, grad_B, grad_C):
     """`triton.scan_backward.scan_backward` by the published scan, a direction a call."""
     from fastvim.kernels.triton.scan_backward import ScanGradients
 
-    by_step, by_direction = [], []
+    by_direction = []
     tensors = given.u, given.delta, given.B, given.C
     for mine, direction, turned in _directions(given, *tensors):
         grad = grad_y[direction].flip(-1) if direction else grad_y[direction]
@@ -163,11 +163,11 @@ def _scan_backward(given, grad_y, _grad_state, grad_u, grad_delta, _grad_z):
         )
         turn = (lambda tensor: tensor.flip(-1)) if direction else (lambda tensor: tensor)
         grad_u[mine], grad_delta[mine] = turn(found[0]), turn(found[1])
-        by_step.append([turn(found[3]).permute(0, 3, 1, 2), turn(found[4]).permute(0, 3, 1, 2)])
+        grad_B[mine] = turn(found[3]).permute(0, 3, 1, 2)
+        grad_C[mine] = turn(found[4]).permute(0, 3, 1, 2)
         by_direction.append([found[2], found[5]])
-    B, C = (torch.cat(parts) for parts in zip(*by_step, strict=True))
     A, bias = (torch.stack(parts) for parts in zip(*by_direction, strict=True))
-    return ScanGradients(grad_u, grad_delta, A, B, C, None, None, bias)
+    return ScanGradients(grad_u, grad_delta, A, grad_B, grad_C, None, None, bias)
 
 
 def pooled_mixer(

@@ -93,13 +93,14 @@ class MixerBackward(MixerLaunches):
             ties = self.steps()
             self.pool(ties, extremes=pooled)
         plan, K = self.plan, self.convolution["K"]
-        grid = (blocks(self.channels, plan.run_block), blocks(self.length, plan.run), self.batch)
-        rows = self.empty(grid[1] * grid[2], 2, K + 2, self.channels)
+        runs = blocks(self.length, plan.run)
+        programs = blocks(self.batch * runs, plan.walkers)
+        rows = self.empty(programs, 2, K + 2, self.channels)
         tables = self.tables.arguments("steps", "reverse_steps", "offsets", "reverse_offsets")
         launch(
             kernels.convolve_backward,
-            grid,
-            num_warps=1,
+            (blocks(self.channels, plan.run_block), programs, 1),
+            num_warps=plan.walkers,
             **self.convolution,
             **self.sizes,
             **tables,
@@ -111,8 +112,10 @@ class MixerBackward(MixerLaunches):
             grad_x=grad_xz,
             grad_rows=rows,
             run=plan.run,
+            runs=runs,
             scale=self.scale,
             POOLING=self.pooling,
+            W=plan.walkers,
             BLOCK=plan.run_block,
         )
         return rows.sum(0)
@@ -125,6 +128,10 @@ class MixerBackward(MixerLaunches):
         projected, delta = self.project(pooled)
         given = self.sequences(pooled, projected, delta)
         grad_u, grad_delta = torch.empty_like(pooled), torch.empty_like(delta)
+        grad_projected = torch.empty_like(projected)
+        # Written where they are needed side by side: torch's copies would move them twice more.
+        rows = grad_projected.view(2 * self.batch, self.n_steps, 1, -1)
+        _, grad_B, grad_C = rows.split([self.rank, self.states, self.states], dim=-1)
         flat = 2 * self.batch, self.n_steps, self.channels
         found = differentiate(
             given,
@@ -133,13 +140,10 @@ class MixerBackward(MixerLaunches):
             grad_u.view(flat).transpose(1, 2),
             grad_delta.view(flat).transpose(1, 2),
             None,
+            grad_B,
+            grad_C,
         )
-        grad_projected = torch.empty_like(projected)
-        rows = grad_projected.view(2 * self.batch, self.n_steps, -1)
-        dt = grad_projected[..., : self.rank]
-        dt.copy_(torch.bmm(grad_delta, weights.dt_proj))
-        rows[..., self.rank : self.rank + self.states] = found.B[:, :, 0]
-        rows[..., self.rank + self.states :] = found.C[:, :, 0]
+        torch.bmm(grad_delta, weights.dt_proj, out=grad_projected[..., : self.rank])
         by_step = pooled.flatten(1, 2)
         grads = {
             "A": found.A,

@@ -195,17 +195,17 @@ def sum_steps(
 
 @triton.jit
 def pooling_gradient(
-    grad_pooled, pooled, ties, offsets, row, step, d, inside, channels: tl.constexpr, u, scale,
+    grad_pooled, pooled, ties, offsets, row, step, d, there, channels: tl.constexpr, u, scale,
     POOLING: tl.constexpr,
 ):  # fmt: skip
-    """What the pooled step hands to one of its tokens, whose convolution is u; (block,)."""
-    grad = tl.load(grad_pooled + row * channels + d, mask=inside, other=0.0) * scale
+    """What the pooled steps hand to one token each, whose convolutions are u; (W, block)."""
+    grad = tl.load(grad_pooled + row * channels + d, mask=there, other=0.0) * scale
     if POOLING == "mean":
         count = tl.load(offsets + step + 1) - tl.load(offsets + step)
         grad = grad / tl.maximum(count, 1).to(tl.float32)
     if POOLING == "max":
-        extreme = tl.load(pooled + row * channels + d, mask=inside, other=0.0)
-        sharing = tl.load(ties + row * channels + d, mask=inside, other=1.0)
+        extreme = tl.load(pooled + row * channels + d, mask=there, other=0.0)
+        sharing = tl.load(ties + row * channels + d, mask=there, other=1.0)
         grad = tl.where(u * scale == extreme, grad / sharing, 0.0)
     return grad
 
@@ -215,19 +215,22 @@ def convolve_backward(
     x, order, steps, reverse_steps, offsets, reverse_offsets, taps, conv_bias, skip,
     grad_merged, grad_pooled, pooled, ties, grad_x, grad_rows,
     x_b, x_t, order_b, steps_b, reverse_steps_b, offsets_b, reverse_offsets_b,
-    batch, length, channels: tl.constexpr, n_steps, run, scale,
+    batch, length, channels: tl.constexpr, n_steps, run, runs, scale,
     POOLING: tl.constexpr, ORDERED: tl.constexpr, HAS_BIAS: tl.constexpr, K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass one backwards, and the skip: x's gradient, and rows for the parameters.
 
-    A program walks `run` tokens of a block of channels and keeps the last K values of x and of
-    both directions' gradients in registers: each is computed once though K tokens need it. At
-    time i the forward direction's token is i and the reverse's, like the one whose gradient is
-    complete, j = i - (K - 1). `grad_rows` is (programs, 2, K + 2, D): taps, bias, skip.
+    Each of a program's W warps walks `run` tokens of a block of channels, one of `runs` of an
+    image, and keeps the last K values of x and of both directions' gradients in registers: each is
+    computed once though K tokens need it. At time i the forward direction's token is i and the
+    reverse's, like the one whose gradient is complete, j = i - (K - 1). `grad_rows` is (programs,
+    2, K + 2, D): taps, bias, skip; the warps' sums are added before they go to memory.
     """
-    b = tl.program_id(2).to(tl.int64)
-    d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    number = tl.program_id(1) * W + tl.arange(0, W)[:, None]
+    known = number < batch * runs
+    b = tl.where(known, number // runs, 0).to(tl.int64)
+    d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = d < channels
     x += b * x_b
     grad_x += b * x_b
@@ -237,11 +240,12 @@ def convolve_backward(
     reverse_steps = table_of(reverse_steps, b, reverse_steps_b, POOLING != "none")
     offsets = table_of(offsets, b, offsets_b, POOLING != "none")
     reverse_offsets = table_of(reverse_offsets, b, reverse_offsets_b, POOLING != "none")
-    first = tl.program_id(1) * run
+    first = number % runs * run
+    # A warp without a run of its own walks beyond the end, where nothing is.
+    first = tl.where(known, first, length + K)
     last = tl.minimum(first + run, length)
 
-    zero = tl.zeros([BLOCK], tl.float32)
-    whole = tl.zeros([BLOCK], tl.int32)
+    zero = tl.zeros([W, BLOCK], tl.float32)
     tap, reverse_tap, xs, gs, forward, reverse = (), (), (), (), (), ()
     to_taps, to_reverse_taps = (), ()
     for k in tl.static_range(K):
@@ -250,8 +254,9 @@ def convolve_backward(
             tl.load(taps + (K + k) * channels + d, mask=inside, other=0.0),
         )
         t = first - K + k
-        there = inside & (whole + t >= 0)
-        place = place_of(order, t, t >= 0, ORDERED)
+        has_t = (t >= 0) & (t < length)
+        there = inside & has_t
+        place = place_of(order, t, has_t, ORDERED)
         xs = xs + (tl.load(x + place * x_t + d, mask=there, other=0.0).to(tl.float32),)
         gs = gs + (tl.load(grad_merged + t * channels + d, mask=there, other=0.0).to(tl.float32),)
         forward = forward + (zero,)
@@ -260,18 +265,19 @@ def convolve_backward(
         to_reverse_taps = to_reverse_taps + (zero,)
     bias, reverse_bias = zero, zero
     if HAS_BIAS:
-        bias = tl.load(conv_bias + d, mask=inside, other=0.0)
-        reverse_bias = tl.load(conv_bias + channels + d, mask=inside, other=0.0)
+        bias += tl.load(conv_bias + d, mask=inside, other=0.0)
+        reverse_bias += tl.load(conv_bias + channels + d, mask=inside, other=0.0)
     through = tl.load(skip + d, mask=inside, other=0.0)
     reverse_through = tl.load(skip + channels + d, mask=inside, other=0.0)
     to_bias, to_reverse_bias, to_skip, to_reverse_skip = zero, zero, zero, zero
 
-    for i in range(first, last + K - 1):
+    for walked in range(0, run + K - 1):
+        i = first + walked
         j = i - (K - 1)
         has_i = i < length
-        has_j = j >= 0
-        there = inside & (whole + i < length)
-        back = inside & (whole + j >= 0)
+        has_j = (j >= 0) & (j < length)
+        there = inside & has_i
+        back = inside & has_j
         place = place_of(order, i, has_i, ORDERED)
         xs = xs[1:] + (tl.load(x + place * x_t + d, mask=there, other=0.0).to(tl.float32),)
         gs = gs[1:] + (
@@ -290,8 +296,8 @@ def convolve_backward(
         )  # fmt: skip
         grad = tl.where(there, (gs[K - 1] * through + handed) * slope, 0.0)
         forward = forward[1:] + (grad,)
-        mine = tl.where(whole + i < last, grad, 0.0)
-        to_skip += tl.where(whole + i < last, gs[K - 1] * u, 0.0)
+        mine = tl.where(i < last, grad, 0.0)
+        to_skip += tl.where(i < last, gs[K - 1] * u, 0.0)
         to_bias += mine
 
         u, slope = silu_and_slope(reverse_value)
@@ -302,8 +308,8 @@ def convolve_backward(
         )  # fmt: skip
         grad = tl.where(back, (gs[0] * reverse_through + handed) * slope, 0.0)
         reverse = reverse[1:] + (grad,)
-        reverse_mine = tl.where(whole + j >= first, grad, 0.0)
-        to_reverse_skip += tl.where(whole + j >= first, gs[0] * u, 0.0)
+        reverse_mine = tl.where(j >= first, grad, 0.0)
+        to_reverse_skip += tl.where(j >= first, gs[0] * u, 0.0)
         to_reverse_bias += reverse_mine
 
         total = zero
@@ -316,15 +322,16 @@ def convolve_backward(
             )
         to_taps, to_reverse_taps = new_taps, new_reverse_taps
         place = place_of(order, j, has_j, ORDERED)
-        tl.store(grad_x + place * x_t + d, total, mask=inside & (whole + j >= first))
+        tl.store(grad_x + place * x_t + d, total, mask=back & (j >= first))
 
-    program = b * tl.num_programs(1) + tl.program_id(1)
-    rows = grad_rows + program * 2 * (K + 2) * channels + d
+    d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = d < channels
+    rows = grad_rows + tl.program_id(1) * 2 * (K + 2) * channels + d
     more = (K + 2) * channels
     for k in tl.static_range(K):
-        tl.store(rows + k * channels, to_taps[k], mask=inside)
-        tl.store(rows + more + k * channels, to_reverse_taps[k], mask=inside)
-    tl.store(rows + K * channels, to_bias, mask=inside)
-    tl.store(rows + more + K * channels, to_reverse_bias, mask=inside)
-    tl.store(rows + (K + 1) * channels, to_skip, mask=inside)
-    tl.store(rows + more + (K + 1) * channels, to_reverse_skip, mask=inside)
+        tl.store(rows + k * channels, tl.sum(to_taps[k], axis=0), mask=inside)
+        tl.store(rows + more + k * channels, tl.sum(to_reverse_taps[k], axis=0), mask=inside)
+    tl.store(rows + K * channels, tl.sum(to_bias, axis=0), mask=inside)
+    tl.store(rows + more + K * channels, tl.sum(to_reverse_bias, axis=0), mask=inside)
+    tl.store(rows + (K + 1) * channels, tl.sum(to_skip, axis=0), mask=inside)
+    tl.store(rows + more + (K + 1) * channels, tl.sum(to_reverse_skip, axis=0), mask=inside)

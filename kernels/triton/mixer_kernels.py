@@ -28,7 +28,8 @@ def table_of(table, b, stride, GIVEN: tl.constexpr):
     """The row of a table that belongs to image b; a table that is not given stays null."""
     if GIVEN:
         return table + b * stride
-    return table
+    else:
+        return table
 
 
 @triton.jit

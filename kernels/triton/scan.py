@@ -24,13 +24,15 @@ REGISTERS = 224  # of a thread, at most
 class ScanPlan:
     """Tiles (steps, channels) of the forward and the backward kernels; chunks of time.
 
-    The backward's is smaller: it has twice as much to keep in registers.
+    The backward's has fewer steps, for it has twice as much to keep in registers, and more
+    channels, a warp for 32 of them: what they give to B and C is added up in the program.
     """
 
     forward: tuple[int, int]
     backward: tuple[int, int]
     chunk: int
     chunks: int
+    backward_warps: int
 
 
 def plan_scan(
@@ -47,9 +49,18 @@ def plan_scan(
         return min(steps, max(2, power_of_two(length))), min(block, within)
 
     warps = sequences * blocks(channels, 32)
-    wanted = max(1, min(blocks(_WARPS, warps), length // _SHORTEST_CHUNK))
+    wanted = min(blocks(_WARPS, warps), length // _SHORTEST_CHUNK)
+    if wanted < 3:
+        wanted = 1  # A chunk is read twice: two of them take as long as the whole.
     chunk = blocks(blocks(length, wanted), 16) * 16
-    return ScanPlan(tile(16, 32), tile(4 if gated else 8, 32), chunk, blocks(length, chunk))
+    backward = tile(4 if gated else 8, min(128, max(32, power_of_two(channels))))
+    return ScanPlan(
+        forward=tile(16, 32),
+        backward=backward,
+        chunk=chunk,
+        chunks=blocks(length, chunk),
+        backward_warps=blocks(backward[1], 32),
+    )
 
 
 class Sequences(NamedTuple):

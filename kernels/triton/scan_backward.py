@@ -30,9 +30,12 @@ def scan_backward(
     grad_u: Tensor,
     grad_delta: Tensor,
     grad_z: Tensor | None,
+    grad_B: Tensor | None = None,
+    grad_C: Tensor | None = None,
 ) -> ScanGradients:
-    """Write the gradients of u, delta and z (Q, D, L) into the tensors given, return the others.
+    """Write the gradients of u, delta and z (Q, D, L) into the tensors given, return all.
 
+    Those of B and C go to new tensors, or to `grad_B` and `grad_C` (Q, L, G, N) of any strides;
     `grad_y` is (directions, Q / directions, D, L), of any strides; `grad_state` (Q, N, D).
     """
     run = ScanLaunches(given)
@@ -61,7 +64,7 @@ def scan_backward(
         launch(
             kernels.scan_adjoint_ends,
             grid,
-            num_warps=1,
+            num_warps=run.plan.backward_warps,
             max_registers=REGISTERS,
             **run.timed,
             **incoming,
@@ -82,7 +85,7 @@ def scan_backward(
     launch(
         kernels.scan_backward,
         grid,
-        num_warps=1,
+        num_warps=run.plan.backward_warps,
         max_registers=REGISTERS,
         **run.inputs,
         **incoming,
@@ -110,17 +113,20 @@ def scan_backward(
         """(Q, C, ..., D) to (directions, ..., D)."""
         return parts.unflatten(0, (directions, -1)).sum((1, 2))
 
-    def per_token(parts: Tensor, matrix: Tensor) -> Tensor:
+    def per_token(parts: Tensor, matrix: Tensor, into: Tensor | None) -> Tensor:
         if matrix.dim() == 2:
             return per_direction(parts).transpose(1, 2)
-        return parts.unflatten(0, (matrix.shape[1], -1)).sum(1).permute(1, 2, 0, 3)
+        if into is None:
+            into = parts.new_empty(count, length, matrix.shape[1], n_states)
+        torch.sum(parts.unflatten(0, (matrix.shape[1], -1)), 1, out=into.permute(2, 0, 1, 3))
+        return into
 
     return ScanGradients(
         u=grad_u,
         delta=grad_delta,
         A=per_direction(to_A).transpose(1, 2),
-        B=per_token(to_B, given.B),
-        C=per_token(to_C, given.C),
+        B=per_token(to_B, given.B, grad_B),
+        C=per_token(to_C, given.C, grad_C),
         skip=None if to_skip is None else to_skip.sum((0, 1)),
         z=grad_z,
         bias=None if to_bias is None else per_direction(to_bias),

@@ -1,9 +1,10 @@
 """Triton kernels of the selective scan: one program holds a block of channels over a chunk of time.
 
 Axes: Q sequences (batch, or direction x batch), D channels, N states, T scan steps of a tile,
-C chunks of a sequence. A program is one warp with a channel a lane, so that a tile (T, block) has
-its time axis inside a thread and the scan needs no exchange between lanes. The reverse direction
-runs the same recurrence over mirrored places: step t of the scan is place L - 1 - t of the memory.
+C chunks of a sequence. A program is a warp, in the backward up to four, with a channel a lane, so
+that a tile (T, block) has its time axis inside a thread and the scan needs no exchange between
+lanes. The reverse direction runs the same recurrence over mirrored places: step t of the scan is
+place L - 1 - t of the memory.
 
 The recurrence of state n is h_t = a_t h_(t-1) + b_t with a_t = exp(delta_t A_n) and
 b_t = delta_t u_t B_t. Its adjoint is g_t = dy_t C_t + a_(t+1) g_(t+1), the same recurrence from

@@ -4,9 +4,12 @@ import pytest
 import torch
 from comparisons import relative_error, to
 from operator_cases import layout, mixer_inputs, scan_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from fastvim.kernels import MixerWeights, ScanLayout, backends, pooled_mixer, use_backend
+from fastvim.kernels import MixerWeights, ScanLayout, backends, pooled_mixer, triton, use_backend
+from fastvim.kernels.triton.launch import list_launches
 
 SHAPE = {"batch": 1, "length": 6, "channels": 4, "states": 2, "rank": 1, "dtype": torch.float32}
 
@@ -77,6 +80,44 @@ def check_same_bits_from_run_to_run(device):
     with use_backend("triton"):
         first, second = gradients(loss, leaves), gradients(loss, leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Fails where an operator touches a tensor that holds data; notes what is allocated."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.device.type == "meta", f"{function} on {tensor.device}"
+        self.shapes += [(str(function), t.shape) for t in tree_leaves(result) if t is not None]
+        return result
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("kind", ["columns", "unpooled", "missing tokens"])
+def check_nothing_waits_for_the_host(kind, pooling):
+    """As CUDA graphs need it: on tensors without data no number is read, nothing is copied from or
+    to the host, and what is allocated follows from the shapes alone."""
+    xz, weights = mixer_inputs(2, 6, 4, 2, 1, dtype=torch.float32)
+    xz, *weights = to((xz, *weights), "meta")
+    tables = ScanLayout(*to(layout(kind, 2, 3, 2), "meta"))
+    settings = {"pooling": pooling, "scale": 1.0, "merge": "mean", "gate": True, "eps": 1e-5}
+    inputs = to(scan_inputs(1, 3, 300, 2, dtype=torch.float32).values(), "meta")
+    allocated = []
+    for _ in range(2):
+        with list_launches() as launches, OnOneDevice() as seen:
+            out, *kept = triton.pooled_mixer(xz, MixerWeights(*weights), tables, **settings)
+            triton.pooled_mixer_backward(out, xz, MixerWeights(*weights), tables, *kept, **settings)
+            y, state = triton.selective_scan(*inputs)
+            triton.selective_scan_backward(y, state, tuple(inputs[:-1]), inputs[-1])
+        assert {"scan_carry", "convolve_backward"} <= {one.kernel.__name__ for one in launches}
+        allocated.append(seen.shapes)
+    assert allocated[0] == allocated[1]
 
 
 def check_choice(device):

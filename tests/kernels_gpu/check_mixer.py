@@ -90,7 +90,8 @@ def check_blocks_of_channels(device):
 @pytest.mark.parametrize("kind", ["columns", "unpooled"])
 def check_programs_that_do_much(device, monkeypatch, kind):
     """Many steps, tokens and tiles a program, as on a large batch."""
-    monkeypatch.setattr(mixer_plan, "_PROGRAMS", 1)
+    for limit in ("_PROGRAMS", "_BACKWARD_PROGRAMS"):
+        monkeypatch.setattr(mixer_plan, limit, 1)
     shape = {"batch": 3, "length": 12, "channels": 3, "states": 1, "rank": 1}
     plan = mixer_plan.plan_mixer(3, 12, 3, 4, kind == "columns")
     assert plan.group > 1 and plan.share > 2 * plan.tokens
@@ -100,7 +101,8 @@ def check_programs_that_do_much(device, monkeypatch, kind):
 def check_runs_that_meet(device):
     """Pass one's backward cut in runs: a token's gradient crosses the border both ways."""
     shape = {"batch": 1, "length": 20, "channels": 3, "states": 1, "rank": 1}
-    assert mixer_plan.plan_mixer(1, 20, 3, 20, False).run == 16
+    plan = mixer_plan.plan_mixer(1, 20, 3, 20, False)
+    assert (plan.run, plan.walkers) == (10, 2)
     assert_right(mixer_errors(device, layout("unpooled", 1, 20, 1), shape=shape))
 
 

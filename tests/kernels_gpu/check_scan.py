@@ -20,7 +20,7 @@ from fastvim.kernels.triton.scan_kernels import chain
 SHAPES = {
     "one of everything": {"batch": 1, "channels": 1, "length": 1, "states": 1},
     "two tiles": {"batch": 2, "channels": 3, "length": 19, "states": 2},
-    "two blocks of channels": {"batch": 1, "channels": 37, "length": 5, "states": 2},
+    "two blocks of channels": {"batch": 1, "channels": 130, "length": 5, "states": 2},
     "many states": {"batch": 1, "channels": 2, "length": 3, "states": 64},
     "B fixed": {"batch": 2, "channels": 5, "length": 9, "states": 3, "B": "fixed"},
     "C fixed": {"batch": 1, "channels": 4, "length": 9, "states": 2, "C": "fixed"},

@@ -51,24 +51,21 @@ def test_no_spills_and_few_bytes(name, tmp_path):
     }  # fmt: skip
     target = f"sm_{values['targets']}"
     assert all(row[target]["spilled"] == 0 for row in compiled)
+    # The exit code holds the bars; here without any border of a tile in a cache.
     for mixer in found["mixers"]:
-        if mixer["pooling"] == "none":
-            continue
-        assert mixer["forward"]["with_halos"] < 1.25
-        assert mixer["backward"]["ratio"] < 1.25
-        if mixer["pixels"] >= 1024:
-            assert mixer["chain"]["share"] < 1 / 3
+        assert mixer["pooling"] == "none" or mixer["forward"]["with_halos"] < 1.25
 
 
-def test_a_spill_fails_the_report(tmp_path):
-    """Held to too few registers, a kernel spills and the report says so."""
+def test_what_misses_a_bar_fails_the_report():
+    """Held to too few registers a kernel spills, held to no more than the least a mixer misses."""
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import kernels_report
 from fastvim.kernels.triton import scan
 scan.REGISTERS = 40
-sys.argv = ["", "--models", "tiny", "--sizes", "224", "--poolings", "mean"]
+kernels_report.MOST, kernels_report.MOST_OF_CHAIN = 1.0, 0.1
+sys.argv = ["", "--models", "tiny", "--sizes", "1024", "--poolings", "mean"]
 sys.argv += ["--dtypes", "bfloat16", "--targets", "80"]
 sys.exit(kernels_report.main())
 """
@@ -78,4 +75,7 @@ sys.exit(kernels_report.main())
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr[-2000:]
-    assert "spilled:" in done.stdout and "scan_forward on sm_80" in done.stdout
+    missed = done.stdout.split("missed:")[1]
+    assert "scan_forward on sm_80 spills" in missed
+    assert "the forward moves" in missed and "the backward moves" in missed
+    assert "of the unfused chain" in missed
