@@ -56,8 +56,16 @@ class Jobs(click.IntRange):
     help="Runs side by side, the cores shared out. auto: one a core where all models are small "
     "and there is no GPU, else one.",
 )
+@click.option(
+    "--keep-going/--fail-fast",
+    default=True,
+    show_default=True,
+    help="When a run fails, train the others all the same, or save them and stop.",
+)
 @click.option("--dry-run", is_flag=True, help="Print every run with its state and time; no run.")
-def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs, dry_run):
+def command(
+    experiment, more, profile, sets, grid, seeds, variants, output, jobs, keep_going, dry_run
+):
     """Train every variant with every seed, and compare them on the test set.
 
     Runs that are already there are not trained again, and interrupted ones go on: the same
@@ -83,7 +91,7 @@ def command(experiment, more, profile, sets, grid, seeds, variants, output, jobs
     if dry_run:
         _print_plan(plan, every_run(runs, store), store, jobs)
         return
-    sys.exit(_carry_out(plan, runs, store, jobs))
+    sys.exit(_carry_out(plan, runs, store, jobs, keep_going))
 
 
 def _print_plan(plan, runs, store, jobs: int) -> None:
@@ -134,7 +142,7 @@ def _sharing(jobs: int) -> str:
     return f"{jobs} at a time, {each}"
 
 
-def _carry_out(plan, runs, store, jobs: int) -> int:
+def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
     from fastvim.experiments.record import write_plan
     from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run
     from fastvim.experiments.store import FINAL
@@ -150,6 +158,7 @@ def _carry_out(plan, runs, store, jobs: int) -> int:
     runs = every_run(runs, store)
     reused = sum(store.state(run) in FINAL for run in runs)
     stop = StopRequest()
+    failed = []
     with RunProgress(len(runs), reused) as progress:
         if reused < len(runs):
             progress.say(f"To train: {len(runs) - reused} of {len(runs)} runs, {_sharing(jobs)}")
@@ -157,15 +166,31 @@ def _carry_out(plan, runs, store, jobs: int) -> int:
         def notify() -> None:
             progress.say("Stopping after this step; Ctrl-C again stops at once, unsaved.")
 
+        def listen(event: dict) -> None:
+            progress(event)
+            if event["event"] == "end" and event["outcome"].state == "failed":
+                failed.append(event["outcome"])
+
+        def should_stop() -> bool:
+            return stop() or (bool(failed) and not keep_going)
+
         try:
             with stop.listening(notify):
                 if jobs > 1:
-                    outcomes = carry_out_with_jobs(runs, store, progress, stop, jobs)
+                    outcomes = carry_out_with_jobs(runs, store, listen, should_stop, jobs)
                 else:
-                    outcomes = carry_out(runs, store, progress, stop)
+                    outcomes = carry_out(runs, store, listen, should_stop)
         except Stopped:
-            progress.say(f"Stopped; everything is saved. To go on: {this_command}")
-            return 128 + (stop.signal or 2)
+            if stop():
+                progress.say(f"Stopped; everything is saved. To go on: {this_command}")
+                return 128 + stop.signal
+    if failed and not keep_going:
+        code = _report_failures(failed)
+        click.echo(
+            f"\nStopped at the first failure; the other runs are saved. To go on: {this_command}",
+            err=True,
+        )
+        return code
     study = read_study(store.output)
     written = write_report(study, store.output)
     write_board(study, store.output)

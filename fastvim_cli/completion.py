@@ -3,6 +3,21 @@
 import click
 from click.shell_completion import get_completion_class
 
+# What click's scripts lack: no space after a key, whose value is to follow (fish knows by itself),
+# and values with commas, which its script for fish cuts off.
+REPAIRS = {
+    "bash": (
+        "COMPREPLY+=($value)",
+        "COMPREPLY+=($value)\n            [[ $value == *= ]] && compopt -o nospace",
+    ),
+    "zsh": (
+        "compadd -U -V unsorted -a completions",
+        "compadd -U -V unsorted -S '' -- ${(M)completions:#*=}\n"
+        "        compadd -U -V unsorted -- ${completions:#*=}",
+    ),
+    "fish": ('string split ","', 'string split --max 1 ","'),
+}
+
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -19,4 +34,5 @@ def command(ctx: click.Context, shell: str):
     complete = get_completion_class(shell)
     # The script alone; click would first ask for the version of an installed bash.
     script = complete(ctx.find_root().command, {}, "fastvim", "_FASTVIM_COMPLETE")
-    click.echo(script.source_template % script.source_vars())
+    found, better = REPAIRS[shell]
+    click.echo((script.source_template % script.source_vars()).replace(found, better))

@@ -8,11 +8,12 @@ from click.shell_completion import CompletionItem
 
 
 def complete_experiment(ctx, param, incomplete: str) -> list[CompletionItem]:
-    """Names of shipped ablations, or files."""
-    from fastvim.experiments.experiment import shipped
+    """Names of shipped ablations and YAML files here, or else any file."""
+    from fastvim.experiments.experiment import SUFFIXES, shipped
 
-    names = [CompletionItem(name) for name in shipped() if name.startswith(incomplete)]
-    return names or [CompletionItem(incomplete, type="file")]
+    files = sorted(path.name for path in Path().iterdir() if path.suffix in SUFFIXES)
+    names = [name for name in [*shipped(), *files] if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
 def complete_variants(ctx, param, incomplete: str) -> list[CompletionItem]:
@@ -49,7 +50,9 @@ def _experiment_part(ctx: click.Context, part: str) -> list[str]:
 
 def experiment_argument(command: Callable) -> Callable:
     """NAME_OR_FILE, and further key=value pairs, which mean the same as --set."""
-    command = click.argument("more", nargs=-1, metavar="[KEY=VALUE]...")(command)
+    command = click.argument(
+        "more", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete_key
+    )(command)
     return click.argument("experiment", metavar="NAME_OR_FILE", shell_complete=complete_experiment)(
         command
     )

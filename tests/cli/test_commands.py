@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from fastvim.tasks.classification import Classification
 from fastvim_cli.main import COMMANDS, main
 
 TEXT = """\
@@ -264,6 +265,29 @@ def test_diverged_run_makes_exit_code_1(folder):
     assert "diverged: its loss was no number" in result.output
 
 
+@pytest.mark.parametrize("option", [["--keep-going"], ["--fail-fast"]])
+def test_one_failing_run_ends_the_others_only_when_told_so(folder, monkeypatch, option):
+    build = Classification.build
+
+    def no_maximum(task, model, dataset, seed):
+        if model["pooling"] == "max":
+            raise RuntimeError("nothing to pool")
+        return build(task, model, dataset, seed)
+
+    monkeypatch.setattr(Classification, "build", no_maximum)
+    text = TEXT.replace("one: {}", "bad: {model.pooling: max}")
+    Path("tiny.yaml").write_text(text.replace("two: {model.pooling: max}", "good: {}"))
+    result = fastvim("ablate", "tiny.yaml", "-o", "out/x", "--seeds", "1", "--jobs", "1", *option)
+    assert result.exit_code == 1, result.output
+    assert "bad-seed0 failed: RuntimeError: nothing to pool" in result.output
+    (log,) = Path("out/x/runs").glob("bad-seed0-*/log.txt")
+    assert f"its log: {log}" in result.output and 'raise RuntimeError("nothing' in result.output
+    stopped = option == ["--fail-fast"]
+    assert len(list(Path("out/x/runs").glob("good-*"))) == (not stopped)
+    assert Path("out/x/report.html").exists() != stopped
+    assert ("the other runs are saved. To go on: " in result.output) == stopped
+
+
 def test_new_schema_and_completion(folder):
     assert fastvim("new", "state-size").exit_code == 0
     assert fastvim("show", "state-size.yaml").exit_code == 0
@@ -272,28 +296,6 @@ def test_new_schema_and_completion(folder):
     assert "model.schedule" in fastvim("schema", "--keys").output.splitlines()
     for shell in ("bash", "zsh", "fish"):
         assert "_FASTVIM_COMPLETE" in fastvim("completion", shell).output
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("fastvim abl", "ablate"),
-        ("fastvim ablate post", "post-ssm-norm"),
-        ("fastvim ablate pooling-operator --variants mean,m", "mean,max"),
-        ("fastvim ablate pooling-operator --profile sm", "smoke"),
-        ("fastvim ablate pooling-operator --set model.post", "model.post_ssm_norm="),
-    ],
-)
-def test_shell_completion(words, expected):
-    environment = os.environ | {
-        "_FASTVIM_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split()) - 1),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "fastvim_cli"], env=environment, capture_output=True, text=True
-    )
-    assert expected in [line.partition(",")[2] for line in done.stdout.splitlines()], done
 
 
 def test_doctor_says_what_works_and_why_not():
