@@ -20,7 +20,7 @@ def command(directory: Path, watch: bool):
     from fastvim_cli.display import console
 
     out = console()
-    rows, ended, problems = _states(directory)
+    rows, ended, remarks = _states(directory)
     if not watch:
         out.print(rows)
     else:
@@ -29,40 +29,65 @@ def command(directory: Path, watch: bool):
         with Live(rows, console=out, auto_refresh=False) as live:
             while not ended:
                 time.sleep(1)
-                rows, ended, problems = _states(directory)
+                rows, ended, remarks = _states(directory)
                 live.update(rows, refresh=True)
-    for problem in problems:
-        click.echo(f"skipped: {problem}", err=True)
+    for remark in remarks:
+        click.echo(remark, err=True)
 
 
 def _states(directory: Path):
-    """The table, whether all runs have ended, and what cannot be read."""
+    """The table, whether all runs have ended, and what cannot be read or has failed."""
     from fastvim.experiments.record import read_plan
     from fastvim.experiments.store import FINAL, Store
-    from fastvim_cli.display import duration, table
+    from fastvim_cli.display import table
 
     plan, store = read_plan(directory), Store(directory)
     title = f"{plan.name}, profile {plan.profile}"
     rows = table("run", "state", ">step", ">top-1", ">time", "folder", title=title)
-    problems: list[str] = []
+    records, problems = store.all_runs()
+    planned = _with_pretrainings(plan.runs)
+    identities = {run.identity for run in planned}
+    others = [record.run for record in records if record.run.identity not in identities]
+    remarks = [f"skipped: {problem}" for problem in problems]
     ended = True
-    for run in plan.runs:
+    for run in (*planned, *others):
         state = store.state(run)
+        record, _ = store.lookup(run)
+        if state == "failed":
+            remarks.append(f"{run.name} failed: {record.result.get('error', 'no reason given')}")
+            remarks.append(f"  its log: {record.directory / 'log.txt'}")
+        if run in others:
+            rows.add_row(run.name, f"{state} (not in the plan now)", *_figures(record))
+            continue
+        rows.add_row(run.name, state, *_figures(record))
         ended = ended and (state in FINAL or state == "failed")
-        record, broken = store.lookup(run)
-        problems += broken
-        result = record.result if record else {}
-        top1 = (result.get("metrics") or {}).get("top1")
-        seconds = (result.get("cost") or {}).get("seconds")
-        rows.add_row(
-            run.name,
-            state,
-            _last_step(record.directory) if record else "-",
-            "-" if top1 is None else f"{top1:.2f}",
-            "-" if seconds is None else duration(seconds),
-            record.directory.name if record else "-",
-        )
-    return rows, ended, problems
+    return rows, ended, remarks
+
+
+def _with_pretrainings(runs) -> list:
+    """`runs`, each pretraining before the first that starts from it."""
+    found = []
+    for run in runs:
+        if run.pretraining is not None and run.pretraining not in found:
+            found.append(run.pretraining)
+        found.append(run)
+    return found
+
+
+def _figures(record) -> tuple[str, str, str, str]:
+    """Step, top-1, time and folder of a run that may not have begun."""
+    from fastvim_cli.display import duration
+
+    if record is None:
+        return "-", "-", "-", "-"
+    top1 = (record.result.get("metrics") or {}).get("top1")
+    seconds = (record.result.get("cost") or {}).get("seconds")
+    return (
+        _last_step(record.directory),
+        "-" if top1 is None else f"{top1:.2f}",
+        "-" if seconds is None else duration(seconds),
+        record.directory.name,
+    )
 
 
 def _last_step(directory: Path) -> str:

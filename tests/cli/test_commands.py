@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from fastvim.experiments.store import Store, read_run
 from fastvim.tasks.classification import Classification
 from fastvim_cli.main import COMMANDS, main
 
@@ -214,6 +215,41 @@ def test_status_and_evaluate(finished):
     recorded = json.loads((run / "result.json").read_text())["metrics"]
     row = next(line.split() for line in result.output.splitlines() if line.startswith("top1"))
     assert row[1] == row[2] == f"{recorded['top1']:.4f}"
+
+
+def test_status_names_every_state(finished, tmp_path):
+    folder, _ = finished
+    output = tmp_path / "tiny"
+    shutil.copytree(folder / "out/tiny", output)
+    one, running, corrupt, newer = (
+        next((output / "runs").glob(f"{name}-*"))
+        for name in ("one-seed0", "two-seed0", "one-seed1", "two-seed1")
+    )
+    (one / "result.json").write_text('{"format": 1, "status": "failed", "error": "no memory"}')
+    (running / "result.json").unlink()
+    (corrupt / "result.json").write_text('{"status": "do')
+    (newer / "config.json").write_text('{"format": 99}')
+    other = output / "runs/other-seed0-12345678"
+    shutil.copytree(folder / "out/tiny/runs" / one.name, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(
+        json.dumps(config | {"hash": "12345678", "variant": "other"})
+    )
+    store = Store(output)
+    with store.lock(read_run(running).run) as held:
+        assert held
+        result = fastvim("status", str(output))
+    assert result.exit_code == 0, result.output
+    states = {line.split()[0]: line for line in result.stdout.splitlines()[2:]}
+    assert states["one-seed0"].split()[1:3] == ["failed", "4"]
+    assert states["two-seed0"].split()[1:3] == ["running", "4"]
+    assert states["one-seed1"].split()[1:] == ["new", "-", "-", "-", "-"]
+    assert states["two-seed1"].split()[1:] == ["new", "-", "-", "-", "-"]
+    assert "done (not in the plan now)" in states["other-seed0"]
+    assert f"skipped: {corrupt / 'result.json'}: corrupt: " in result.stderr
+    assert f"skipped: {newer / 'config.json'}: written by a newer fastvim" in result.stderr
+    assert f"one-seed0 failed: no memory\n  its log: {one / 'log.txt'}" in result.stderr
+    assert "interrupted" in fastvim("status", str(output)).output
 
 
 def test_truncated_checkpoint_is_one_message(finished, tmp_path):
