@@ -31,7 +31,7 @@ def command(experiment, more, profile, sets, grid, seeds, variants):
 
     out = console()
     source = plan.experiment
-    out.print(f"{source.name}: {source.question}", markup=False)
+    out.print(f"{source.name}: {source.question}".removesuffix(": "), markup=False)
     profiles = ", ".join(source.profiles) or "none"
     out.print(f"profile {plan.profile} (there are {profiles}); from {source.file}", markup=False)
     seeds_text = ", ".join(map(str, plan.seeds))

@@ -262,10 +262,11 @@ def _complete(experiment: dict, document: Document, own: ExperimentFile) -> Expe
     layers = {k: v for k, v in experiment["profile_variants"].items() if k in profiles}
     for profile, patterns in layers.items():
         for pattern in patterns:
-            if not fnmatch.filter(variants, pattern):
-                mark = document.mark(("profiles", profile, "variants", pattern))
+            path = ("profiles", profile, "variants", pattern)
+            # An extended file may speak of variants that this one does away with.
+            if path in document.marks and not fnmatch.filter(variants, pattern):
                 raise UserError(
-                    f"{mark}: profiles.{profile}.variants: no variant is called "
+                    f"{document.mark(path)}: profiles.{profile}.variants: no variant is called "
                     f"{shorten(pattern)}{nearest(pattern, variants)}"
                 )
     return replace(result, profile_seeds=kept, profile_variants=layers)

@@ -24,6 +24,7 @@ from fastvim.experiments.settings import (
     split_assignment,
 )
 from fastvim.experiments.store import Run
+from fastvim.experiments.timm_models import check_timm, patch_warning
 
 if TYPE_CHECKING:
     from fastvim.data.dataset import Dataset
@@ -121,9 +122,10 @@ def _of_variant(experiment: Experiment, profile: str, name: str) -> Layer:
 def _warnings(variants: Sequence[Variant]) -> tuple[str, ...]:
     said: dict[str, list[str]] = {}
     for variant in variants:
-        warning = scale_warning(variant.config, variant.origins)
-        if warning is not None:
-            said.setdefault(warning, []).append(variant.name)
+        for find in (scale_warning, patch_warning):
+            warning = find(variant.config, variant.origins)
+            if warning is not None:
+                said.setdefault(warning, []).append(variant.name)
     return tuple(f"{', '.join(names)}: {warning}" for warning, names in said.items())
 
 
@@ -279,19 +281,8 @@ def _fingerprint(variant: Variant) -> str:
         )
     dataset.batches_per_epoch(variant.config.training.batch_size)
     if variant.config.model_name.startswith(TIMM_PREFIX):
-        _check_timm(variant)
+        check_timm(variant.config, variant.origins)
     return dataset.fingerprint
-
-
-def _check_timm(variant: Variant) -> None:
-    import timm
-
-    name = variant.config.model_name.removeprefix(TIMM_PREFIX)
-    if not timm.is_model(name):
-        raise UserError(
-            f"{variant.origins['model.name'].place}: model.name = 'timm/{name}': timm has no model "
-            f"of that name{nearest(name, timm.list_models())}"
-        )
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,7 +1,7 @@
 """Values by dotted name, each with where it came from, and their way into a `RunConfig`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from fastvim.data.config import DataConfig
 from fastvim.errors import UserError, nearest
 from fastvim.experiments.documents import Document, parse_value, shorten
 from fastvim.experiments.pretraining import (
+    OPTIONS,
     SECTION,
     check_pretrained,
     pretraining_layer,
@@ -263,9 +264,13 @@ def _model(section: Layer, data: DataConfig, title: str) -> tuple[str, ModelConf
         section.setdefault(key, setting)
     if isinstance(name, str) and name.startswith(TIMM_PREFIX):
         transformer = name.removeprefix(TIMM_PREFIX).startswith(TRANSFORMERS)
+        if transformer and "patch_size" in section:
+            section["patch_size"] = _side(section["patch_size"])
         for key in [key for key in section if key not in OF_EVERY_MODEL]:
-            # What a lower layer said of our models does not concern timm's.
-            if section[key].rank < chosen.rank:
+            if key == "patch_size" and transformer:
+                continue  # A yardstick has the token grid of the models it stands beside.
+            # What else a file's lower layer said of our models does not concern timm's.
+            if section[key].rank < chosen.rank and section[key].layer not in OPTIONS:
                 del section[key]
             elif not transformer or key not in TimmConfig.model_fields:
                 raise UserError(f"{section[key].place}: model.{key} does not apply to {name}")
@@ -276,6 +281,13 @@ def _model(section: Layer, data: DataConfig, title: str) -> tuple[str, ModelConf
             f"there are {', '.join(PRESETS)} and timm/<name>"
         )
     return name, _validated(ModelConfig, title, section, PRESETS[name])
+
+
+def _side(setting: Setting) -> Setting:
+    """Square patches by one number, as timm has them."""
+    size = setting.value
+    square = isinstance(size, list) and len(size) == 2 and size[0] == size[1]
+    return replace(setting, value=size[0]) if square else setting
 
 
 def _classes(data: DataConfig) -> int | None:

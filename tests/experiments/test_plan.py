@@ -163,6 +163,36 @@ def test_timm_models_take_only_what_applies(file):
         make_plan(load(file(bad)))
 
 
+GRID = ["model.name=timm/vit_tiny_patch16_224"]
+
+
+def test_a_transformer_of_timm_gets_the_token_grid_of_the_others(file):
+    vit = "two: {model.name: timm/vit_tiny_patch16_224}"
+    plan = make_plan(load(file(TEXT.replace("two: {model.pooling: max}", vit))))
+    assert plan.variant("two").config.model.patch_size == 4
+    (warning,) = plan.warnings
+    assert "two: timm/vit_tiny_patch16_224 gets patches of 4 pixels as the others do" in warning
+    own = TEXT.replace("two: {model.pooling: max}", vit.replace("}", ", model.patch_size: 14}"))
+    assert not make_plan(load(file(own))).warnings
+    plan = make_plan(load(file(TEXT)), sets=["model.patch_size=[2,2]"], grid=GRID)
+    assert plan.variants[0].config.model.patch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ("model.patch_size=5", "patches of 5 pixels do not divide images of 28 x 28"),
+        ("model.embed_dim=31", "timm cannot build 'timm/vit_tiny_patch16_224': dim should be"),
+        ("model.d_state=8", "model.d_state does not apply to timm/vit_tiny_patch16_224"),
+    ],
+)
+def test_what_timm_cannot_build_is_said_before_anything_is_trained(file, sets, message):
+    with pytest.raises(UserError) as error:
+        plan = make_plan(load(file(TEXT)), sets=[sets], grid=GRID, variants="one")
+        identified_runs(plan)
+    assert str(error.value).startswith("--") and message in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

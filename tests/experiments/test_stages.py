@@ -151,6 +151,9 @@ def test_a_profile_changes_some_variants(file):
     assert plan.variant("finetune").origins["training.epochs"].layer == "profile narrow, fine*"
     with pytest.raises(UserError, match=r"stages.yaml:23:7: .* no variant is called 'fune\*'"):
         planned(file, "fine*", "fune*")
+    without = "extends: stages.yaml\nvariants: {finetune: null}\n"
+    file()
+    assert len(make_plan(load(file(without, "without.yaml")), profile="narrow").variants) == 4
 
 
 def test_a_forgotten_scale_is_a_warning_that_says_what_to_do(file):
