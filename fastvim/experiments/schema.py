@@ -205,12 +205,14 @@ def json_schema() -> dict:
             scale = properties["pooling_scale"]
             properties["pooling_scale"] = {"anyOf": [scale, {"const": "auto"}]}
             timm = TimmConfig.model_json_schema()["properties"]
+            for key in ("class_token", "patch_size", "depth"):  # null: the model's own.
+                properties[key] = {"anyOf": [properties[key], timm[key]]}
             properties |= {key: timm[key] for key in TRANSFORMER_KEYS}
         sections[section] = _object(properties)
         keys |= {f"{section}.{key}": value for key, value in properties.items()}
     keys["task"] = {"enum": list(get_args(Task))}
     own = {**sections, **keys, INTERPOLATE: {"type": "boolean"}}
-    keys |= {f"pretrained.{key}": value for key, value in own.items() if key not in sections}
+    keys |= {f"pretrained.{key}": value for key, value in own.items()}
     sections["pretrained"] = {"anyOf": [_object(own), {"type": "null"}]}
     settings = _object({**sections, **keys})
     definitions["settings"] = settings

@@ -90,7 +90,10 @@ class _Teller:
                 return
             self._last_step = now
         if "run" in event:
-            event = {**event, "run": self._number[event["run"].identity]}
+            number = self._number.get(event["run"].identity)
+            if number is None:  # A pretraining that had been finished before: no work of ours.
+                return
+            event = {**event, "run": number}
         _write(self._stream, event)
 
 

@@ -119,6 +119,8 @@ class _Pool:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            # What is installed, not a folder called fastvim where the user happens to be.
+            "PYTHONSAFEPATH": "1",
         }
         errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by run)
         process = subprocess.Popen(

@@ -18,9 +18,10 @@ def _pair(value: object) -> object:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+Side = Annotated[int, Field(ge=1, le=65536)]
 Extent = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=65536)], Annotated[int, Field(ge=1, le=65536)]],
-    BeforeValidator(_pair),
+    tuple[Side, Side],
+    BeforeValidator(_pair, json_schema_input_type=Side | tuple[Side, Side]),
 ]
 
 

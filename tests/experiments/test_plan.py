@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastvim.errors import UserError
+from fastvim.experiments.documents import read_document
 from fastvim.experiments.experiment import load, shipped
 from fastvim.experiments.identity import run_identity
 from fastvim.experiments.plan import identified_runs, make_plan
@@ -324,3 +325,19 @@ def test_json_schema_knows_every_key():
     assert set(schema["properties"]) >= {"name", "base", "variants", "profiles", "extends"}
     references = json.dumps(schema).split('"#/$defs/')[1:]
     assert {text.partition('"')[0] for text in references} <= set(schema["$defs"])
+
+
+def test_json_schema_accepts_every_shipped_file_and_marks_an_error(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    folder = shipped()["mae-scaling"].parent
+    (tmp_path / "new.yaml").write_text(starting_file("new"))
+    files = [*folder.glob("*.yaml"), tmp_path / "new.yaml"]
+    for path in files:
+        if path.name != "claims.yaml":
+            value = read_document(path).value
+            assert not [error.message for error in validator.iter_errors(value)], path.name
+    value = read_document(tmp_path / "new.yaml").value
+    value["base"]["training"]["batch_sise"] = value["base"]["training"].pop("batch_size")
+    (error,) = validator.iter_errors(value)
+    assert "'batch_sise' was unexpected" in error.message

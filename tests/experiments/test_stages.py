@@ -265,6 +265,10 @@ def test_jobs_share_a_pretraining(file, tmp_path):
     outcomes = carry_out_with_jobs(runs, store, quietly, lambda: False, jobs=2)
     assert [outcome.state for outcome in outcomes] == ["done", "done"]
     assert len(list(store.runs.glob("pretraining-*"))) == 1
+    # A run that comes later starts from a pretraining that is there.
+    more = identified_runs(planned(file, seeds="1", variants="one,finetune"))
+    outcomes = carry_out_with_jobs(more, store, quietly, lambda: False, jobs=2)
+    assert [(o.state, o.reused) for o in outcomes] == [("done", True), ("done", False)]
 
 
 def test_runs_whose_pretraining_diverged_say_so(file, tmp_path):
