@@ -206,7 +206,8 @@ def _report_failures(outcomes) -> int:
             click.echo(f"\n{outcome.run.name} failed: {outcome.message}", err=True)
             log = outcome.directory / "log.txt"
             for line in _last_lines(log):
-                click.echo(f"    {line}", err=True)
+                if line != outcome.message:
+                    click.echo(f"    {line}", err=True)
             click.echo(f"  its log: {log}", err=True)
         elif outcome.state == "diverged":
             click.echo(

@@ -23,7 +23,7 @@ CAPTIONS = {
     "side. The dashed line joins the variants that no other beats in both cost and accuracy.",
 }
 COST_HEADS = {
-    "parameters": ("parameters, M", lambda value: f"{value / 1e6:.3f}"),
+    "parameters": ("parameters, M", lambda value: f"{value / 1e6:.4g}"),
     "gflops": ("GFLOPs", lambda value: f"{value:.4g}"),
     "train_images_per_second": ("training images/s", lambda value: f"{value:.0f}"),
     "peak_memory_mb": ("peak memory, MB", lambda value: f"{value:.0f}"),
