@@ -1,14 +1,14 @@
 """What the suite costs over a bare loop, step by step in turns.
 
-    python benchmarks/overhead.py [--steps 150] [--rounds 3] [--threads 2] [--json FILE]
+    python benchmarks/overhead.py [--steps 200] [--rounds 3] [--threads 2] [--json FILE]
 
 A run of the suite asks after each of its steps whether to stop; here that is where a bare loop
 takes the same step, on the same batch with a model of its own, so that a slow moment of the machine
-falls on both. Compared are blocks of ten steps (the suite writes to TensorBoard once in ten), and
-apart from them what happens once in a run: loading, counting FLOPs and memory, saved states,
-evaluation on the validation and test splits, checkpoint and result. Together they make the overhead
-of a run of `pooling-alternation`'s quick profile: fastvim_pico on a 14 x 14 grid, 1,125 batches of
-32.
+falls on both. Steps are compared in pairs; every one is logged to TensorBoard, ten times as many as
+by default. What happens once in a run is compared apart: loading, counting FLOPs and memory, saved
+states, evaluation on the validation and test splits, checkpoint and result. Together they make the
+overhead of a run of `pooling-alternation`'s quick profile: fastvim_pico on a 14 x 14 grid, 1,125
+batches of 32.
 """
 
 import statistics
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timing import arguments, finish, spread
@@ -23,6 +24,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
+from fastvim.analysis.intervals import median_interval
 from fastvim.data import DataConfig, load
 from fastvim.models import create_model
 from fastvim.training.recipe import Recipe
@@ -30,7 +32,6 @@ from fastvim.training.run import train_run
 
 DATA = DataConfig()
 MODEL = {"name": "fastvim_pico", "patch_size": 2}
-BLOCK = 10
 QUICK_STEPS = 1125
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
@@ -117,21 +118,22 @@ def both(recipe: Recipe) -> dict[str, list[dict[str, float]]]:
     return seconds
 
 
-def taken_apart(suite: list[float], bare: list[float], saves: int) -> dict:
-    """By one clock: seconds of the blocks of ordinary steps, and of all that happens once."""
-    # The first step makes the optimiser's state and the second measures memory.
-    once = {0, 1, 2, len(bare) - 1, *range(saves + 1, len(bare) - 1, saves)}
-    ordinary = [i for i in range(len(bare)) if i not in once]
-    blocks = [ordinary[i : i + BLOCK] for i in range(0, len(ordinary) - BLOCK + 1, BLOCK)]
-    return {
-        "blocks": [(sum(suite[i] for i in b), sum(bare[i] for i in b)) for b in blocks],
-        "once": (sum(suite[i] for i in once), sum(bare[i] for i in once)),
-    }
+def taken_apart(seconds: dict, clock: str, saves: int) -> tuple[list, tuple[float, float]]:
+    """By one clock, seconds of (suite, bare): of ordinary steps, and of all that happens once."""
+    pairs = [
+        (suite[clock], bare[clock])
+        for suite, bare in zip(seconds["suite"], seconds["bare"], strict=True)
+    ]
+    last = len(pairs) - 1
+    # The first step makes the optimiser's state, the second measures memory.
+    once = {0, 1, 2, last, *range(saves + 1, last, saves)}
+    suite, bare = (sum(pairs[i][who] for i in once) for who in (0, 1))
+    return [pair for i, pair in enumerate(pairs) if i not in once], (suite, bare)
 
 
 def main() -> None:
     """Measure and print."""
-    given = arguments(__doc__, rounds=3, steps=150)
+    given = arguments(__doc__, rounds=3, steps=200)
     # As many saved states as in the quick profile, of which every 500th step saves one.
     saves = max(1, given.steps // 3)
     recipe = Recipe(
@@ -141,29 +143,29 @@ def main() -> None:
         lr=3e-3,
         warmup_epochs=0.2,
         checkpoint_every=saves,
+        log_every=1,
     )
     both(recipe.model_copy(update={"steps": 5}))
     runs = [both(recipe) for _ in range(given.rounds)]
     results = []
     for clock in CLOCKS:
-        parts = [
-            taken_apart(
-                [part[clock] for part in run["suite"]], [p[clock] for p in run["bare"]], saves
-            )
-            for run in runs
-        ]
-        blocks = [block for part in parts for block in part["blocks"]]
-        steps = spread([100 * (suite / bare - 1) for suite, bare in blocks])
-        step = statistics.median(bare for _, bare in blocks) / BLOCK
-        added = spread([suite - bare for suite, bare in (part["once"] for part in parts)])
-        once = statistics.median(part["once"][1] for part in parts)
+        parts = [taken_apart(run, clock, saves) for run in runs]
+        pairs = [pair for ordinary, _ in parts for pair in ordinary]
+        percent = [100 * (suite / bare - 1) for suite, bare in pairs]
+        steps, sure = spread(percent), median_interval(np.array(percent))
+        step = statistics.median(bare for _, bare in pairs)
+        added = spread([suite - bare for _, (suite, bare) in parts])
+        once = statistics.median(bare for _, (_, bare) in parts)
         total = steps["median"] * QUICK_STEPS * step + 100 * added["median"]
         total /= QUICK_STEPS * step + once
+        between = f"quartiles {_range(steps['quartiles'])}"
+        if sure is not None:
+            between += f"; 95 % interval of the median {_range(sure)}"
         print(
-            f"{clock:9}  {1e3 * step:.1f} ms a bare step; the suite's {steps['median']:+.2f} % "
-            f"({_range(steps)}, {len(blocks)} blocks of {BLOCK}); once a run {once:.2f} s, "
-            f"the suite's {added['median']:+.2f} s ({_range(added)}, {len(runs)} runs); "
-            f"a quick run of {QUICK_STEPS} steps {total:+.2f} %"
+            f"{clock}: {1e3 * step:.1f} ms a bare step, the suite's {steps['median']:+.2f} % "
+            f"({between}; {len(pairs)} pairs)\n  once a run {once:.2f} s, the suite's "
+            f"{added['median']:+.2f} s ({_range(added['quartiles'])}, {len(runs)} runs)\n"
+            f"  a quick run of {QUICK_STEPS} steps {total:+.2f} %"
         )
         results.append(
             {
@@ -178,9 +180,8 @@ def main() -> None:
     finish(results, given.json)
 
 
-def _range(values: dict) -> str:
-    low, high = values["quartiles"]
-    return f"quartiles {low:+.2f} to {high:+.2f}"
+def _range(ends) -> str:
+    return f"{ends[0]:+.2f} to {ends[1]:+.2f}"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Measurement:
     peak_memory_mb: dict[str, float] = field(default_factory=dict)
     stages: dict[str, Timing] = field(default_factory=dict)
     scan_seconds: float | None = None
-    clock_mhz: float | None = None
+    clock_mhz: int | None = None
     scale: dict[str, int] = field(default_factory=dict)
     problem: str | None = None
 

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fastvim.analysis.costs import pareto_front
+from fastvim.reports.axes import side_by_side
 from fastvim.reports.curves import loss_band, validation_band
 from fastvim.reports.study import Study
 from fastvim.reports.tables import NAMES, PERCENT
@@ -216,11 +217,11 @@ def draw_costs(study: Study, narrow: bool = False) -> Figure | None:
         return None
     figure, panels = _panels(len(shown), narrow, height=3.3)
     for axes, (cost, label) in zip(panels, shown, strict=True):
-        shift = _side_by_side(axes, {name: x for name, (x, _, _) in points[cost].items()})
+        places = side_by_side(axes, {name: x for name, (x, _, _) in points[cost].items()})
         for position, variant in enumerate(study.variants):
             if variant in points[cost]:
-                x, y, values = points[cost][variant]
-                x += shift[variant]
+                _, y, values = points[cost][variant]
+                x = places[variant]
                 colour = look(position)["color"]
                 axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=1.2)
                 marker = "osD"[position // len(COLOURS) % 3]
@@ -229,32 +230,15 @@ def draw_costs(study: Study, narrow: bool = False) -> Figure | None:
         sign = -1 if metric == "loss" else 1
         front = pareto_front({n: (x, sign * y) for n, (x, y, _) in points[cost].items()})
         if len(front) > 1:
-            x = [points[cost][name][0] + shift[name] for name in front]
+            x = [places[name] for name in front]
             y = [points[cost][name][1] for name in front]
             axes.plot(x, y, color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=0)
         axes.margins(y=0.1)
         axes.set_xlabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel(f"test {NAMES[metric]}")
     _legend(figure, study.variants, narrow, [])
     return figure
-
-
-def _side_by_side(axes: Axes, places: Mapping[str, float]) -> dict[str, float]:
-    """Set the axis's range, and say how far to shift each point off those of the same cost.
-
-    The range is never less than a fifth of the cost: smaller differences should look small.
-    """
-    low, high = min(places.values()), max(places.values())
-    half = max(0.6 * (high - low), 0.1 * high)
-    middle = (low + high) / 2
-    axes.set_xlim(middle - half, middle + half)
-    shift = {}
-    for name, place in places.items():
-        near = [other for other, x in places.items() if abs(x - place) < 0.02 * half]
-        shift[name] = (near.index(name) - (len(near) - 1) / 2) * 0.07 * half
-    return shift
 
 
 def _cost_points(study: Study, cost: str, convert: Callable) -> dict[str, tuple]:

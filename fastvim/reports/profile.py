@@ -29,8 +29,9 @@ def results(measurements: Sequence[Measurement], environment: dict) -> dict:
         if "training" in m.seconds:
             cost["train_images_per_second"] = [m.batch / t for t in m.seconds["training"].calls]
         seeds, metrics = [0], {}
-        if m.stages:
-            cost["ssm_seconds"] = [seconds / m.batch for seconds in m.scan_timing().calls]
+        scan = m.scan_timing()
+        if scan is not None:
+            cost["ssm_seconds"] = [seconds / m.batch for seconds in scan.calls]
             if "broadcast" in m.stages:
                 # A value by round, not by seed: nothing here is trained.
                 metrics["repeat_share"] = tables.repeat_shares(m)

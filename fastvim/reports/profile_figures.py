@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from fastvim.files import write_atomic
 from fastvim.profiling.measurement import Measurement
+from fastvim.reports.axes import number_ticks
 from fastvim.reports.figures import INK, MUTED, PAPER, STYLE, look
 from fastvim.reports.profile_tables import SHARES, block_ratios, shares
 
@@ -61,9 +63,7 @@ def draw_growth(measurements: Sequence[Measurement]) -> Figure:
         axes.set(xscale="log", yscale="log", title=title, xlabel="pixels a side")
         axes.set_xticks(ticks, [str(size) for size in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        number_ticks(axes.yaxis)
     panels[0].set_ylabel("ms an image")
     _draw_guides(panels[2])
     handles, labels = panels[0].get_legend_handles_labels()
@@ -93,7 +93,7 @@ def _draw_line(axes: Axes, position: int, name: str, points: Points) -> None:
 
 def _draw_guides(axes: Axes) -> None:
     """From the lowest and the highest first point: as a side of the grid grows, and all of it."""
-    lines = [line.get_xydata() for line in axes.get_lines()]
+    lines = [np.column_stack(line.get_data()) for line in axes.get_lines()]
     if not lines or min(len(line) for line in lines) < 2:
         return
     low, high = min(lines, key=lambda line: line[0, 1]), max(lines, key=lambda line: line[0, 1])
