@@ -25,7 +25,7 @@ def side_by_side(axes: Axes, costs: Mapping[str, float]) -> dict[str, float]:
     logarithmic = high > 3 * low
     if logarithmic:
         axes.set_xscale("log")
-        number_ticks(axes.xaxis, (1, 2, 5) if high < 30 * low else (1,))
+        number_ticks(axes.xaxis, (1, 2, 5) if high < 10 * low else (1, 3))
         costs = {name: math.log10(cost) for name, cost in costs.items()}
         low, high = math.log10(low), math.log10(high)
     else:
