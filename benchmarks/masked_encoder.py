@@ -47,7 +47,7 @@ def main() -> None:
     }
     noise = torch.rand(given.batch, len(models[OURS].grid), device=device)
     what = f"{given.model}, {given.depth} blocks, batch {given.batch}"
-    what += f", {backends.choose(device, torch.float32)}, {device}"
+    what += f", {backends.choose(device, torch.float32)} on {device}"
     results = []
     for title, backward in (("forward", False), ("forward and backward", True)):
         runs = {name: encoding(model, images, noise, backward) for name, model in models.items()}

@@ -54,7 +54,7 @@ def print_scores(scores: dict[str, Score]) -> dict:
             "precision": one.precision,
             "recall": one.recall,
             "false": one.false,
-            "recall by size": {str(size): a / b for size, (a, b) in one.by_size.items()},
+            "recall by size": {f"{size:g}": a / b for size, (a, b) in sorted(one.by_size.items())},
             "recall of changes": {kind: a / b for kind, (a, b) in one.by_kind.items()},
         }
         for name, one in scores.items()

@@ -62,14 +62,15 @@ def compare(title: str, times: dict[str, list], ours: str) -> dict:
         entry = {}
         for i, clock in enumerate(("wall", "processor")):
             entry[clock] = spread([pair[i] for pair in seconds])
-            entry[f"{clock}_ratio"] = spread(
-                [a[i] / b[i] for a, b in zip(seconds, times[ours], strict=True)]
-            )
+            if name != ours:
+                pairs = zip(seconds, times[ours], strict=True)
+                entry[f"{clock}_ratio"] = spread([a[i] / b[i] for a, b in pairs])
         result["contenders"][name] = entry
-        wall, ratio, processor = entry["wall"], entry["wall_ratio"], entry["processor_ratio"]
+        wall = entry["wall"]
         line = f"  {name:32} {wall['median'] * 1e3:9.2f} ms"
         line += f" [{wall['quartiles'][0] * 1e3:.2f} to {wall['quartiles'][1] * 1e3:.2f}]"
         if name != ours:
+            ratio, processor = entry["wall_ratio"], entry["processor_ratio"]
             line += f"   {ratio['median']:.2f} x [{ratio['quartiles'][0]:.2f}"
             line += f" to {ratio['quartiles'][1]:.2f}], processor {processor['median']:.2f} x"
         print(line, flush=True)
