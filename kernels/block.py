@@ -19,11 +19,12 @@ def can_fuse(x: Tensor, *weights: Tensor | None) -> bool:
     Not while tracing, so that counters of operations see the parts.
     """
     return (
-        not torch.is_grad_enabled()
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
         and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.is_autocast_enabled("cpu")
         and all(w is None or w.dtype == x.dtype for w in weights)
-        and backends.choose(x.device.type, x.dtype) == "cpu"
+        and backends.choose("cpu", x.dtype) == "cpu"
     )
 
 

@@ -59,7 +59,8 @@ def predicted_memory(
 ) -> int:
     """Peak bytes of `call(model, images)`, weights and images included; nothing is computed.
 
-    The call runs on tensors without data, so workspace inside operators is not seen.
+    The call runs on tensors without data, so workspace inside operators is not seen, such as an
+    image's intermediates that the fused block keeps for each thread.
     """
     with FakeTensorMode() as fake:
         model = _without_data(model, fake)

@@ -93,9 +93,7 @@ def captured(call: Callable[[], object], device: torch.device) -> Callable[[], o
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot be captured as a CUDA graph: {reason}") from error
 
-    def replay() -> None:
-        graph.replay()
+    def replay(read: Callable[[], object] = call) -> None:
+        graph.replay()  # It knows what `read` holds by address alone.
 
-    # The graph knows the tensors it reads by their addresses; `call` keeps them alive.
-    replay.call = call
     return replay

@@ -64,8 +64,9 @@ def block_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
     """Cells under `BLOCKS`, a row a model and size that was taken apart."""
     table = []
     for m in measurements:
-        if m.stages:
-            parts, ratios, scan = shares(m), block_ratios(m), m.scan_timing()
+        scan = m.scan_timing()
+        if scan is not None:
+            parts, ratios = shares(m), block_ratios(m)
             table.append(
                 [
                     *_place(m),
