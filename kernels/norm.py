@@ -73,10 +73,13 @@ def _save(ctx, inputs, output) -> None:
     x, weight, ctx.eps = inputs
     _, scale = output
     ctx.mark_non_differentiable(scale)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, scale)
 
 
 def _differentiate(ctx, grad_y, _grad_scale):
+    if grad_y is None:
+        return None, None, None
     return *_rms_norm_backward(grad_y, *ctx.saved_tensors, ctx.eps), None
 
 

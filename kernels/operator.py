@@ -286,11 +286,14 @@ def _save_mixer(ctx, inputs, output) -> None:
     tensors, ctx.settings = inputs[: _WEIGHTS + 4], inputs[_WEIGHTS + 4 :]
     _, pooled, scanned = output
     ctx.mark_non_differentiable(pooled, scanned)
+    ctx.set_materialize_grads(False)  # theirs would be zeros, filled and unused
     ctx.save_for_backward(pooled, scanned, *tensors)
 
 
 def _differentiate_mixer(ctx, grad_out, _grad_pooled, _grad_scanned):
     pooled, scanned, *tensors = ctx.saved_tensors
+    if grad_out is None:
+        return (None,) * (len(tensors) + len(ctx.settings))
     grads = _pooled_mixer_backward(grad_out, pooled, scanned, *tensors, *ctx.settings)
     present = [tensor is not None for tensor in tensors[: 1 + _WEIGHTS]]
     constants = 3 + len(ctx.settings)

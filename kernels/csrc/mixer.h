@@ -276,11 +276,10 @@ template <class T>
 static void row_moments(const MixerCall& call, const Vec<T>* values, T& mean, T& deviation) {
   const int64_t D = call.channels, whole = D / kLanes<T>;
   const int rest = int(D % kLanes<T>);
-  Vec<T> total{}, squares{};
-  for (int64_t i = 0; i < whole + (rest > 0); ++i) total += values[i];
-  mean = sum<T>(total) / T(D);
-  for (int64_t i = 0; i < whole; ++i) squares += (values[i] - mean) * (values[i] - mean);
-  T variance = sum<T>(squares);
+  const auto value = [&](int64_t i) { return values[i]; };
+  mean = sum<T>(sum_of<T>(whole + (rest > 0), value)) / T(D);
+  const auto square = [&](int64_t i) { return (values[i] - mean) * (values[i] - mean); };
+  T variance = sum<T>(sum_of<T>(whole, square));
   for (int lane = 0; lane < rest; ++lane)
     variance += (values[whole][lane] - mean) * (values[whole][lane] - mean);
   deviation = T(1) / sqrt(variance / T(D) + T(call.eps));

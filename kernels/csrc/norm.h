@@ -15,12 +15,13 @@ struct NormForward {
     const int64_t D = call.channels;
     const T *x = static_cast<const T*>(call.x) + row * D, *weight = static_cast<const T*>(call.weight);
     T* y = static_cast<T*>(call.y) + row * D;
-    Vec<T> squares{};
-    for (int64_t c = 0; c < D; c += kLanes<T>) {
+    const auto square = [&](int64_t i) {
+      const int64_t c = i * kLanes<T>;
       const Vec<T> value = load(x + c, int(least<int64_t>(kLanes<T>, D - c)));
-      squares += value * value;
-    }
-    const T scale = T(1) / sqrt(sum<T>(squares) / T(D) + T(call.eps));
+      return value * value;
+    };
+    const T squares = sum<T>(sum_of<T>(divide_up(D, kLanes<T>), square));
+    const T scale = T(1) / sqrt(squares / T(D) + T(call.eps));
     static_cast<T*>(call.scale)[row] = scale;
     for (int64_t c = 0; c < D; c += kLanes<T>) {
       const int lanes = int(least<int64_t>(kLanes<T>, D - c));

@@ -74,15 +74,26 @@ struct Product {
         sums[i][1] += value * r;
       }
     }
+    T* to = out + row * out_stride + n;
+    const T* added = addend ? addend + row * out_stride + n : nullptr;
+    if (outputs - n >= 2 * W) {
 #pragma GCC unroll 14
-    for (int i = 0; i < R; ++i)
+      for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const int64_t at = (row + i) * out_stride + n + half * W;
-        const int lanes = int(least<int64_t>(W, outputs - n - half * W));
-        if (lanes <= 0) continue;
-        store(out + at, addend ? load(addend + at, lanes) + sums[i][half] : sums[i][half], lanes);
-      }
+        for (int half = 0; half < 2; ++half) {
+          const int64_t at = i * out_stride + half * W;
+          store(to + at, added ? load(added + at) + sums[i][half] : sums[i][half]);
+        }
+      return;
+    }
+    T values[2 * W];
+#pragma GCC unroll 14
+    for (int i = 0; i < R; ++i) {
+      store(values, sums[i][0]);
+      store(values + W, sums[i][1]);
+      for (int64_t j = 0; j < outputs - n; ++j)
+        to[i * out_stride + j] = added ? added[i * out_stride + j] + values[j] : values[j];
+    }
   }
 };
 

@@ -53,22 +53,28 @@ template <class T>
 struct ScanConstants {
   Vec<T>*A, *B, *C;  // (tiles, N); A times log2(e); B and C only where fixed in time
   Vec<T>*D, *bias;   // (tiles)
+  Vec<T>* reach;     // (tiles): the largest |A| of each channel
 
   void reserve(Scratch& scratch, const ScanPlan& plan, const ScanCall& call) {
     for (int i = 0; i < 3; ++i) scratch.reserve<Vec<T>>(plan.tiles() * call.states);
-    for (int i = 0; i < 2; ++i) scratch.reserve<Vec<T>>(plan.tiles());
+    for (int i = 0; i < 3; ++i) scratch.reserve<Vec<T>>(plan.tiles());
   }
   void fill(Scratch& scratch, const ScanPlan& plan, const ScanCall& call) {
     Vec<T>** matrices[] = {&A, &B, &C};
     for (Vec<T>** matrix : matrices) *matrix = scratch.take<Vec<T>>(plan.tiles() * call.states);
-    Vec<T>** vectors[] = {&D, &bias};
+    Vec<T>** vectors[] = {&D, &bias, &reach};
     for (Vec<T>** vector : vectors) *vector = scratch.take<Vec<T>>(plan.tiles());
     const int N = int(call.states);
     for (int64_t tile = 0; tile < plan.tiles(); ++tile) {
       const int64_t c = plan.first_channel(tile, kLanes<T>);
       const int lanes = plan.lanes_of(tile, kLanes<T>);
       matrix_tile(A + tile * N, call.A, call.A_stride, c, N, lanes);
-      for (int n = 0; n < N; ++n) A[tile * N + n] *= Simd<T>::log2e;
+      reach[tile] = Vec<T>{};
+      for (int n = 0; n < N; ++n) {
+        Vec<T>& a = A[tile * N + n];
+        a *= Simd<T>::log2e;
+        reach[tile] = a > reach[tile] ? a : -a > reach[tile] ? -a : reach[tile];
+      }
       if (!call.B_shared) matrix_tile(B + tile * N, call.B, call.B_stride + 1, c, N, lanes);
       if (!call.C_shared) matrix_tile(C + tile * N, call.C, call.C_stride + 1, c, N, lanes);
       D[tile] = call.D ? load(static_cast<const T*>(call.D) + c, lanes) : Vec<T>{};
@@ -120,14 +126,36 @@ INLINE T* at(void* tensor, const int64_t stride[3], int64_t batch, int64_t chann
   return static_cast<T*>(tensor) + batch * stride[0] + channel * stride[1] + time * stride[2];
 }
 
+// The general decay, 2^(delta A).
+template <class T>
+struct Exp2 {
+  INLINE_MEMBER Vec<T> operator()(Vec<T> delta, Vec<T> A) const { return exp2<T>(delta * A); }
+};
+
+// Whether no |delta| times `reach` leaves what the table takes; NaN does.
+template <class T>
+static bool in_table(const Vec<T>* delta, int count, Vec<T> reach) {
+#ifdef FASTVIM_AVX512
+  if constexpr (sizeof(T) == 4) {
+    __mmask16 good = 0xffff;
+    for (int t = 0; t < count; ++t)
+      good &= _mm512_cmp_ps_mask(_mm512_abs_ps((__m512)(delta[t] * reach)),
+                                 _mm512_set1_ps(kTableLimit), _CMP_LT_OQ);
+    return good == 0xffff;
+  }
+#endif
+  return false;
+}
+
 // `count` steps of one tile: h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t, y_t = C_t h_t.
 // States is their number where the compiler should know it, so that they stay in registers, or 0.
-template <class T, bool FixedB, bool FixedC, int States>
+template <class T, bool FixedB, bool FixedC, int States, class Decay = Exp2<T>>
 static void advance(const Vec<T>* __restrict delta, const Vec<T>* __restrict u,
                     Vec<T>* __restrict y, Vec<T>* __restrict state, const Vec<T>* __restrict A,
                     const Vec<T>* fixed_B, const Vec<T>* fixed_C, ChunkMatrix<T> B,
                     ChunkMatrix<T> C, int count, int states) {
   const int N = States ? States : states;
+  const Decay decay;
   Vec<T> registers[States ? States : 1];
   Vec<T>* h = States ? registers : state;
   if (States)
@@ -140,7 +168,7 @@ static void advance(const Vec<T>* __restrict delta, const Vec<T>* __restrict u,
     for (int n = 0; n < N; ++n) {
       const Vec<T> b = FixedB ? fixed_B[n] : splat<T>(Bt[n]);
       const Vec<T> c = FixedC ? fixed_C[n] : splat<T>(Ct[n]);
-      h[n] = exp2<T>(dt * A[n]) * h[n] + input * b;
+      h[n] = decay(dt, A[n]) * h[n] + input * b;
       out += h[n] * c;
     }
     y[t] = out;
@@ -234,8 +262,14 @@ struct ScanForward {
                   at<T>(call.delta, call.delta_stride, batch, c, start), count, lanes);
     load_tile(local.u, at<T>(call.u, call.u_stride, batch, c, start), call.u_stride[1],
               call.u_stride[2], count, lanes);
-    const auto step = call.states == 16 ? advance<T, FixedB, FixedC, 16>
-                                        : advance<T, FixedB, FixedC, 0>;
+    auto step = call.states == 16 ? advance<T, FixedB, FixedC, 16>
+                                  : advance<T, FixedB, FixedC, 0>;
+#ifdef FASTVIM_AVX512
+    if constexpr (sizeof(T) == 4)
+      if (in_table<T>(local.delta, count, constants.reach[tile]))
+        step = call.states == 16 ? advance<T, FixedB, FixedC, 16, Exp2Table>
+                                 : advance<T, FixedB, FixedC, 0, Exp2Table>;
+#endif
     step(local.delta, local.u, local.y, state, constants.A + first, constants.B + first,
          constants.C + first, B, C, count, int(call.states));
     if (call.D)
