@@ -3,10 +3,11 @@
     python benchmarks/mixer.py [--rounds 5] [--threads 2] [--json FILE]
 
 FastVim-T at 224, and a training step of the small models at batch 128, taken apart by PyTorch's
-profiler; then FastVim-T's and Vim-T's forward against the same models on the reference backend.
+profiler, the fused block by its own clock; then FastVim-T's and Vim-T's forward against the same models on the reference backend.
 Shares are of the time inside operators.
 """
 
+import ctypes
 from collections import Counter
 
 import torch
@@ -14,6 +15,7 @@ from timing import arguments, compare, finish, interleave
 from torch.profiler import ProfilerActivity, profile
 
 from fastvim.kernels import calls, use_backend
+from fastvim.kernels.native import BLOCK_STAGES
 from fastvim.models import create_model
 
 
@@ -33,14 +35,18 @@ def kind(name: str) -> str | None:
 def breakdown(title: str, run) -> dict:
     """Print and return the shares of one call of `run`."""
     plain_run = calls.run
+    seconds = (ctypes.c_double * len(BLOCK_STAGES))()
 
-    def named_run(name, *rest):
+    def named_run(name, call, dtype):
+        if name == "fastvim_block_forward":
+            call.seconds = ctypes.addressof(seconds)
         with torch.profiler.record_function(f"kernel::{name}"):
-            plain_run(name, *rest)
+            plain_run(name, call, dtype)
 
     calls.run = named_run
     try:
         run()
+        ctypes.memset(seconds, 0, ctypes.sizeof(seconds))
         with profile(activities=[ProfilerActivity.CPU]) as trace:
             for _ in range(3):
                 run()
@@ -51,6 +57,11 @@ def breakdown(title: str, run) -> dict:
         name = kind(event.key)
         if name:
             shares[name] += event.self_cpu_time_total
+    # A fused block in its stages: all but the products are the mixer's, or the norm before it.
+    for stage, spent in zip(BLOCK_STAGES, seconds if any(seconds) else (), strict=False):
+        name = {"products": "matrix products", "norm": "norm of the block"}.get(stage, stage)
+        shares[f"block: {name}" if name == stage else name] += spent * 1e6
+        shares["block_forward"] -= spent * 1e6
     total = sum(shares.values())
     print(f"\n{title}: {total / 3e3:.1f} ms")
     for name, time in shares.most_common():

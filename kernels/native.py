@@ -85,9 +85,12 @@ class BlockCall(ctypes.Structure):
         ("mixer", MixerCall),
         *_fields("width rank states"),
         ("eps", ctypes.c_double),
-        *_fields("| x norm_weight in_proj out_proj x_proj dt_proj dt_bias A_log y space"),
+        *_fields("| x norm_weight in_proj out_proj x_proj dt_proj dt_bias A_log y space seconds"),
     )
 
+
+# The stages that a block adds its seconds to, as `Stage` of csrc/interface.h orders them.
+BLOCK_STAGES = ("pack", "norm", "products", "convolve", "scan", "finish")
 
 _ENTRIES = {
     "fastvim_scan_forward": ScanCall,

@@ -14,6 +14,26 @@ struct BlockSpace {
   T* projected;                    // (2, S, R + 2 N and padding)
 };
 
+// Adds the time since the last call to a stage's.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double* seconds) : seconds_(seconds), last_(seconds ? now() : 0) {}
+  void stop(Stage stage) {
+    if (!seconds_) return;
+    const double time = now();
+    seconds_[stage] += time - last_;
+    last_ = time;
+  }
+
+ private:
+  static double now() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
+  }
+  double *seconds_, last_;
+};
+
 template <class T>
 struct BlockForward {
   const BlockCall& call;
@@ -73,17 +93,20 @@ struct BlockForward {
   int execute() {
     scratch.use(call.space);
     take();
+    Stopwatch watch(call.seconds);
     pack();
+    watch.stop(kPack);
     const int64_t threads = mixer.threads, whole = teams > 1 ? mixer.batch / teams * teams : 0;
     if (whole) parallel(threads, *this);
-    for (int64_t image = whole; image < mixer.batch; ++image) run_image(image, threads, spaces[0]);
+    for (int64_t image = whole; image < mixer.batch; ++image) run_image(image, threads, spaces[0], watch);
     return status;
   }
 
   void run(int thread, int threads) {
     const Share share(mixer.batch / teams * teams, thread, threads);
+    Stopwatch watch(thread ? nullptr : call.seconds);
     for (int64_t image = share.begin; image < share.end; ++image)
-      run_image(image, 1, spaces[thread]);
+      run_image(image, 1, spaces[thread], watch);
   }
 
   void pack() {
@@ -115,14 +138,16 @@ struct BlockForward {
     if (result != kDone) status = result;
   }
 
-  void run_image(int64_t image, int64_t threads, const BlockSpace<T>& s) {
+  void run_image(int64_t image, int64_t threads, const BlockSpace<T>& s, Stopwatch& watch) {
     const int64_t L = mixer.length, D = mixer.channels, d = call.width;
     const T* x = static_cast<const T*>(call.x) + image * L * d;
     NormCall norm{L, d, threads, call.eps, x, call.norm_weight, s.normal, s.scale, nullptr, nullptr,
                   nullptr};
     NormForward<T> normalise{norm};
     parallel(threads, normalise);
+    watch.stop(kNormalise);
     multiply(s.normal, L, d, d, in_proj, 2 * D, s.xz, threads);
+    watch.stop(kProducts);
 
     MixerCall one = mixer;
     one.batch = 1;
@@ -139,17 +164,21 @@ struct BlockForward {
     one.pooled = s.pooled;
     one.scanned = s.scanned;
     note(MixerConvolve<T>(one).execute());
-    for (int direction = 0; direction < 2; ++direction) scan(direction, threads, s);
+    watch.stop(kConvolve);
+    for (int direction = 0; direction < 2; ++direction) scan(direction, threads, s, watch);
     note(MixerFinish<T>(one).execute());
+    watch.stop(kFinish);
     multiply(s.merged, L, D, D, out_proj, d, static_cast<T*>(call.y) + image * L * d, threads, x);
+    watch.stop(kProducts);
   }
 
-  void scan(int direction, int64_t threads, const BlockSpace<T>& s) {
+  void scan(int direction, int64_t threads, const BlockSpace<T>& s, Stopwatch& watch) {
     const int64_t D = mixer.channels, S = mixer.steps, N = call.states;
     T *pooled = s.pooled + direction * S * D, *delta = s.delta + direction * S * D;
     T* matrices = s.projected + direction * S * projected;
     multiply(pooled, S, D, D, x_proj[direction], projected, matrices, threads);
     multiply(matrices, S, projected, call.rank, dt_proj[direction], D, delta, threads);
+    watch.stop(kProducts);
     // The reverse direction starts at the last step.
     const int64_t last = direction ? S - 1 : 0, sign = direction ? -1 : 1;
     ScanCall one{};
@@ -180,6 +209,7 @@ struct BlockForward {
     one.B_shared = one.C_shared = D;
     one.bias = static_cast<const T*>(call.dt_bias) + direction * D;
     note(ScanForward<T, false, false>(one).execute());
+    watch.stop(kScan);
   }
 };
 

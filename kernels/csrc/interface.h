@@ -78,7 +78,10 @@ struct BlockCall {
   const void *x_proj, *dt_proj, *dt_bias;  // (2, R + 2 N, D), (2, D, R), (2, D)
   const void* A_log;                       // (2, D, N)
   void *y, *space;                         // as x; as many bytes as block_space says
+  double* seconds;  // (kStages), may be null: what the first thread spent on each stage is added
 };
+
+enum Stage : int { kPack, kNormalise, kProducts, kConvolve, kScan, kFinish, kStages };
 
 enum Status : int { kDone = 0, kNoMemory = 1, kBadTable = 2 };
 
