@@ -3,7 +3,8 @@
     python benchmarks/mixer.py [--rounds 5] [--threads 2] [--json FILE]
 
 FastVim-T at 224, and a training step of the small models at batch 128, taken apart by PyTorch's
-profiler, the fused block by its own clock; then FastVim-T's and Vim-T's forward against the same models on the reference backend.
+profiler, the fused block by its own clock; then FastVim-T's and Vim-T's forward against the same
+models on the reference backend.
 Shares are of the time inside operators.
 """
 
