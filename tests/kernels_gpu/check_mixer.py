@@ -98,12 +98,16 @@ def check_programs_that_do_much(device, monkeypatch, kind):
     assert_right(mixer_errors(device, layout(kind, 3, 4, 3), shape=shape))
 
 
-def check_runs_that_meet(device):
-    """Pass one's backward cut in runs: a token's gradient crosses the border both ways."""
-    shape = {"batch": 1, "length": 20, "channels": 3, "states": 1, "rank": 1}
-    plan = mixer_plan.plan_mixer(1, 20, 3, 20, False)
-    assert (plan.run, plan.walkers) == (10, 2)
-    assert_right(mixer_errors(device, layout("unpooled", 1, 20, 1), shape=shape))
+def check_runs_that_meet(device, monkeypatch):
+    """Pass one's backward cut in runs: a token's gradient crosses the border both ways.
+
+    Two programs of four warps for the six runs of three images: two warps have none.
+    """
+    monkeypatch.setattr(mixer_plan, "_WALKERS", 4)
+    shape = {"batch": 3, "length": 20, "channels": 3, "states": 1, "rank": 1}
+    plan = mixer_plan.plan_mixer(3, 20, 3, 20, False)
+    assert (plan.run, plan.walkers) == (10, 4)
+    assert_right(mixer_errors(device, layout("unpooled", 1, 20, 3), shape=shape))
 
 
 def check_long_scans_in_chunks(device, monkeypatch):
