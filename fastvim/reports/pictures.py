@@ -4,7 +4,7 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastvim.experiments.store import Store
+from fastvim.experiments.store import Run, Store
 from fastvim.reports.study import Study
 
 FILE = "picture.png"
@@ -31,7 +31,9 @@ def run_pictures(study: Study) -> list[RunPicture]:
             name = run.record.run.name
             found.setdefault(run.record.directory, (name, []))[1].append(run.variant)
     store = Store(study.folders[0])
-    first = {variant: run for run in reversed(study.plan.runs) for variant in [run.variant]}
+    first: dict[str, Run] = {}
+    for planned in study.plan.runs:
+        first.setdefault(planned.variant, planned)
     for variant, run in first.items():
         if run.pretraining is None or variant not in seen:
             continue
