@@ -52,7 +52,9 @@ def draw_losses(study: Study, results: Mapping[str, Any]) -> bytes:
             for mark, label in marks.items()
         ]
         start = Line2D([], [], color=MUTED, linestyle=DASHED, label="loss at initialisation")
-        figure.legend(handles=[*handles, start], loc="outside lower center", ncols=3)
+        figure.legend(
+            handles=[*handles, start], loc="outside lower center", ncols=min(3, len(ladder))
+        )
     return render(figure, "png", "loss")
 
 

@@ -223,7 +223,10 @@ class Recorder:
         low, high, norms = scalars.view(-1, 3).unbind(1)
         sizes = torch.tensor([part.size for part in parts], dtype=torch.float32)
         rms = norms / sizes.sqrt().to(norms.device, non_blocking=True)
-        return torch.stack([rms, torch.maximum(high, -low)], dim=1)
+        largest = torch.maximum(high, -low)
+        # The squares of float32 numbers overflow long before the numbers do.
+        rms = torch.where(rms.isinf() & largest.isfinite(), largest, rms)
+        return torch.stack([rms, largest], dim=1)
 
     def _write(self, event: Event) -> None:
         episode = event.episode

@@ -232,6 +232,21 @@ def test_tensorboard_has_every_block_under_its_quantity(settings, tmp_path):
     assert "recorder/update_to_weight_ratio" in board.Tags()["scalars"]
 
 
+def test_what_is_huge_is_not_called_infinite(tmp_path):
+    model = create_model("fastvim_femto", **SMALL)
+    recorder = Recorder(model, tmp_path)
+    with torch.no_grad():
+        model.blocks[0].mixer.out_proj.weight *= 1e30
+    recorder.before_step()
+    with recorder.watching():
+        loss = model(torch.randn(2, 1, 28, 28)).sum()
+    recorder.after_step(loss.detach(), torch.tensor(1.0))
+    recorder.read(1, [torch.arange(2)])
+    values = dict(zip(map(str, recorder.quantities), recorder._values[0], strict=True))
+    largest = values["block 0, residual (maximum)"]
+    assert 1e25 < values["block 0, residual (rms)"] <= largest < np.inf
+
+
 def test_half_precision_and_all_parameters_are_measured(tmp_path):
     model = create_model("fastvim_femto", **SMALL)
     recorder = Recorder(model, tmp_path)
