@@ -59,6 +59,8 @@ LEAST_STEPS, MOST_STEPS = 30, 2000
 # What is left of the budget for what was not measured.
 SHARE = 0.85
 TIMED_STEPS = 3
+# Points of a run's curves in TensorBoard, or as many as it has steps.
+POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class Fit:
 def variant_name(group: str, multiple: float) -> str:
     """`vim-without-lr4` for four times the recipe's learning rate."""
     return f"{group}-lr{multiple:g}"
+
+
+def log_every(steps: int) -> int:
+    """Steps between the points of TensorBoard's curves: few runs are long, and spikes are short."""
+    return max(1, steps // POINTS)
 
 
 class StudyRequest(Protocol):
@@ -186,6 +193,7 @@ class Request:
                     "warmup_epochs": 100,
                     "eval_every": 1000,
                     "checkpoint_every": 500,
+                    "log_every": log_every(fit.steps),
                     "recorder": True,
                 },
             },

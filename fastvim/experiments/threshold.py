@@ -6,7 +6,7 @@ The runs are an ordinary study, as those of `fastvim stability`: `stability.yaml
 from dataclasses import dataclass
 from typing import Literal
 
-from fastvim.experiments.stability import BACKBONES, FACTORS, Fit, variant_name
+from fastvim.experiments.stability import BACKBONES, FACTORS, Fit, log_every, variant_name
 
 Body = tuple[int, int]
 """Width (d_model) and depth of a model."""
@@ -108,6 +108,7 @@ def _quick(steps: int) -> dict:
             "warmup_epochs": 100,
             "eval_every": 1000,
             "checkpoint_every": 500,
+            "log_every": log_every(steps),
         },
     }
 
