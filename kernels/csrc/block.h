@@ -109,24 +109,23 @@ struct BlockForward {
       run_image(image, 1, spaces[thread], watch);
   }
 
+  // All weights in one parallel region: each waits for the slowest thread.
   void pack() {
-    const int64_t D = mixer.channels, d = call.width, outputs = call.rank + 2 * call.states;
-    pack_weight(call.in_proj, 2 * D, d, in_proj);
-    pack_weight(call.out_proj, d, D, out_proj);
-    for (int i = 0; i < 2; ++i) {
-      pack_weight(static_cast<const T*>(call.x_proj) + i * outputs * D, outputs, D, x_proj[i]);
-      pack_weight(static_cast<const T*>(call.dt_proj) + i * D * call.rank, D, call.rank,
-                  dt_proj[i]);
-    }
+    const int64_t D = mixer.channels, d = call.width, R = call.rank, outputs = R + 2 * call.states;
+    const T *in = static_cast<const T*>(call.in_proj), *out = static_cast<const T*>(call.out_proj);
+    const T *x = static_cast<const T*>(call.x_proj), *dt = static_cast<const T*>(call.dt_proj);
+    Packing<T, 6> job{{{in, 2 * D, d, in_proj},
+                       {out, d, D, out_proj},
+                       {x, outputs, D, x_proj[0]},
+                       {x + outputs * D, outputs, D, x_proj[1]},
+                       {dt, D, R, dt_proj[0]},
+                       {dt + D * R, D, R, dt_proj[1]}}};
+    parallel(mixer.threads, job);
     const int64_t count = 2 * D * call.states;
     for (int64_t i = 0; i < count; i += kLanes<T>) {
       const int lanes = int(least<int64_t>(kLanes<T>, count - i));
       store(A + i, -exp<T>(load(static_cast<const T*>(call.A_log) + i, lanes)), lanes);
     }
-  }
-  void pack_weight(const void* weight, int64_t outputs, int64_t inner, Vec<T>* to) {
-    Pack<T> job{static_cast<const T*>(weight), outputs, inner, to};
-    parallel(mixer.threads, job);
   }
 
   void multiply(const T* a, int64_t rows, int64_t a_stride, int64_t inner, const Vec<T>* packed,

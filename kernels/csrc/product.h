@@ -30,6 +30,15 @@ struct Pack {
   }
 };
 
+template <class T, int Count>
+struct Packing {
+  Pack<T> jobs[Count];
+
+  void run(int thread, int threads) {
+    for (Pack<T>& job : jobs) job.run(thread, threads);
+  }
+};
+
 template <class T>
 struct Product {
   const T* a;  // (rows, K), `a_stride` apart
