@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fastvim.analysis import contrasts, ledger, load_claims
+from fastvim.analysis.ledger import judge
 from fastvim.errors import UserError
 
 QUICK = {"dataset": "fashion-mnist-subset", "image_size": 28, "epochs": 5}
@@ -61,6 +62,12 @@ def test_a_judged_claim_whichever_way_round_it_was_contrasted():
     assert "says nothing of the published about +1 point" in row["reason"]
     assert row["command"] == "fastvim ablate pooling-alternation --profile quick --seeds 4"
     assert row["paper_command"].endswith("--profile paper --seeds 5")
+
+
+def test_an_experiment_of_the_users_own_may_name_the_claim():
+    claims = load_claims()
+    verdict, seeds = judge(claims["pooling-alternation"], alternation(experiment="mine"), claims)
+    assert (verdict.verdict, seeds) == ("consistent", 4)
 
 
 def test_a_published_number_is_not_judged_on_fashion_mnist():
