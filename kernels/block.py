@@ -10,8 +10,6 @@ from torch import Tensor
 from fastvim.kernels import backends, cpu
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
-_WEIGHTS = len(MixerWeights._fields)
-
 
 def can_fuse(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether `residual_block` may replace the modules: no gradients, one dtype, the cpu backend.
