@@ -135,8 +135,9 @@ class Recorder:
         if self._passes:
             # (passes, tensors, 2): equal passes, so the mean square is the mean of theirs.
             passes = torch.stack(self._passes)
-            both = [passes[:, :, 0].square().mean(0).sqrt(), passes[:, :, 1].amax(0)]
-            whole = torch.cat([torch.stack(both, dim=1).flatten(), whole])
+            rms = passes[:, :, 0].double().square().mean(0).sqrt().float()
+            both = torch.stack([rms, passes[:, :, 1].amax(0)], dim=1)
+            whole = torch.cat([both.flatten(), whole])
         self._pending.append(whole)
 
     def read(self, last_step: int, images: Sequence[Tensor]) -> None:
