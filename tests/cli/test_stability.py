@@ -140,6 +140,11 @@ def test_the_claims_ledger_reads_it(study):
     assert rows[0]["verdict"] == result["verdict"]["verdict"]
 
 
+def test_status_shows_its_runs(study):
+    result = fastvim("status", study[0])
+    assert result.exit_code == 0 and result.output.count(" done ") == 4, result.output
+
+
 def test_the_same_command_finds_everything_done_and_another_is_refused(study, tmp_path):
     folder, _ = study
     copy = tmp_path / "copy"
