@@ -4,11 +4,11 @@
 
 A run of the suite asks after each of its steps whether to stop; here that is where a bare loop
 takes the same step, on the same batch with a model of its own, so that a slow moment of the machine
-falls on both. Steps are compared in pairs; every one is logged to TensorBoard, ten times as many as
-by default. What happens once in a run is compared apart: loading, counting FLOPs and memory, saved
-states, evaluation on the validation and test splits, checkpoint and result. Together they make the
-overhead of a run of `pooling-alternation`'s quick profile: fastvim_pico on a 14 x 14 grid, 1,125
-batches of 32.
+falls on both. Steps are compared in pairs; those that TensorBoard is told of, by default every
+tenth, apart from the others. What happens once in a run is compared apart: loading, counting FLOPs
+and memory, saved states, evaluation on the validation and test splits, checkpoint and result.
+Together they make the overhead of a run of `pooling-alternation`'s quick profile: fastvim_pico on a
+14 x 14 grid, 1,125 batches of 32.
 """
 
 import statistics
@@ -118,8 +118,8 @@ def both(recipe: Recipe) -> dict[str, list[dict[str, float]]]:
     return seconds
 
 
-def taken_apart(seconds: dict, clock: str, saves: int) -> tuple[list, tuple[float, float]]:
-    """By one clock, seconds of (suite, bare): of ordinary steps, and of all that happens once."""
+def taken_apart(seconds: dict, clock: str, saves: int) -> tuple[dict, tuple[float, float]]:
+    """By one clock, seconds of (suite, bare): of ordinary steps by number, and of the rest."""
     pairs = [
         (suite[clock], bare[clock])
         for suite, bare in zip(seconds["suite"], seconds["bare"], strict=True)
@@ -128,7 +128,7 @@ def taken_apart(seconds: dict, clock: str, saves: int) -> tuple[list, tuple[floa
     # The first step makes the optimiser's state, the second measures memory.
     once = {0, 1, 2, last, *range(saves + 1, last, saves)}
     suite, bare = (sum(pairs[i][who] for i in once) for who in (0, 1))
-    return [pair for i, pair in enumerate(pairs) if i not in once], (suite, bare)
+    return {i: pair for i, pair in enumerate(pairs) if i not in once}, (suite, bare)
 
 
 def main() -> None:
@@ -143,28 +143,33 @@ def main() -> None:
         lr=3e-3,
         warmup_epochs=0.2,
         checkpoint_every=saves,
-        log_every=1,
     )
     both(recipe.model_copy(update={"steps": 5}))
     runs = [both(recipe) for _ in range(given.rounds)]
     results = []
     for clock in CLOCKS:
         parts = [taken_apart(run, clock, saves) for run in runs]
-        pairs = [pair for ordinary, _ in parts for pair in ordinary]
-        percent = [100 * (suite / bare - 1) for suite, bare in pairs]
-        steps, sure = spread(percent), median_interval(np.array(percent))
-        step = statistics.median(bare for _, bare in pairs)
+        percent: dict[bool, list[float]] = {False: [], True: []}  # by whether it was logged
+        for ordinary, _ in parts:
+            for number, (suite, bare) in ordinary.items():
+                percent[number % recipe.log_every == 0].append(100 * (suite / bare - 1))
+        steps, sure = spread(percent[False]), median_interval(np.array(percent[False]))
+        logged = spread(percent[True])
+        mean = steps["median"] + (logged["median"] - steps["median"]) / recipe.log_every
+        step = statistics.median(bare for ordinary, _ in parts for _, bare in ordinary.values())
         added = spread([suite - bare for _, (suite, bare) in parts])
         once = statistics.median(bare for _, (_, bare) in parts)
-        total = steps["median"] * QUICK_STEPS * step + 100 * added["median"]
+        total = mean * QUICK_STEPS * step + 100 * added["median"]
         total /= QUICK_STEPS * step + once
         between = f"quartiles {_range(steps['quartiles'])}"
         if sure is not None:
             between += f"; 95 % interval of the median {_range(sure)}"
         print(
             f"{clock}: {1e3 * step:.1f} ms a bare step, the suite's {steps['median']:+.2f} % "
-            f"({between}; {len(pairs)} pairs)\n  once a run {once:.2f} s, the suite's "
-            f"{added['median']:+.2f} s ({_range(added['quartiles'])}, {len(runs)} runs)\n"
+            f"({between}; {len(percent[False])} pairs),\n  {logged['median']:+.2f} % where it "
+            f"logs ({_range(logged['quartiles'])}; {len(percent[True])} pairs)\n"
+            f"  once a run {once:.2f} s, the suite's {added['median']:+.2f} s "
+            f"({_range(added['quartiles'])}, {len(runs)} runs)\n"
             f"  a quick run of {QUICK_STEPS} steps {total:+.2f} %"
         )
         results.append(
@@ -172,6 +177,7 @@ def main() -> None:
                 "title": f"overhead by the {clock} clock",
                 "bare step, ms": 1e3 * step,
                 "steps, % more": steps,
+                "logged steps, % more": logged,
                 "once a run, s": once,
                 "once a run, s more": added,
                 "quick run, % more": total,
