@@ -39,7 +39,7 @@ class MixerBackward(MixerLaunches):
             grid,
             num_warps=plan.warps,
             # Rows of five blocks in float32 spill with fewer on sm_90.
-            max_registers=144 if plan.segments > 3 and self.xz.dtype == torch.float32 else 128,
+            max_registers=160 if plan.segments > 3 and self.xz.dtype == torch.float32 else 128,
             **self.finishing(scanned),
             **self.tables.arguments("members", "offsets"),
             grad_out=grad_out,
