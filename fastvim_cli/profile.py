@@ -62,12 +62,13 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     settings = {"models": names, "modes": chosen, "batch": batch, "repeats": repeats}
     settings["resolutions"] = sizes
     found = profile.read_unfinished(output, environment, settings)
-    done = {m.resolution for m in found}
+    done = {m.resolution for m in found if m.seconds}
+    found = [m for m in found if m.resolution in done]
     screen = console(stderr=True)
     if done:
         screen.print(f"{output}: goes on after {', '.join(map(str, sorted(done)))} pixels")
     left = [resolution for resolution in sizes if resolution not in done]
-    paths, compared = [], []
+    paths, compared, complete = [], [], not left
     stop = StopRequest()
 
     def notify() -> None:
@@ -78,11 +79,13 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
             study = Study(names, device, chosen, batch, repeats, minutes, status.update, stop)
             for part in study.measure(left, found):
                 found += part
-                done.add(part[0].resolution)
+                done |= {m.resolution for m in part if m.seconds}
                 compared = profile_tables.claims(found, fast, vim, fast + PLAIN)
                 complete = len(done) == len(sizes)
                 paths = profile.write(found, compared, environment, settings, complete, output)
                 screen.print(f"{part[0].resolution} pixels done ({len(done)} of {len(sizes)})")
+        if not complete:
+            screen.print("not all sizes could be measured: the same command goes on with them")
     except Stopped:
         kept = f"Stopped; the sizes done are in {output}." if done else "Stopped; no size was done."
         command_line = shlex.join(["fastvim", *sys.argv[1:]])

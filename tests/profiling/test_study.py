@@ -194,6 +194,16 @@ def test_no_budget_is_said_not_hidden():
     assert part[0].problem == NO_TIME and not part[0].seconds
 
 
+def test_sizes_that_had_no_time_are_measured_by_the_same_command(tmp_path):
+    command = [*COMMAND, "--resolutions", "28", "--output", str(tmp_path), "--minutes"]
+    result = CliRunner().invoke(main, [*command, "1e-9"])
+    assert "the same command goes on" in result.output, result.output
+    result = CliRunner().invoke(main, [*command, "5"])
+    assert result.exit_code == 0 and NO_TIME not in result.output, result.output
+    stored = json.loads((tmp_path / "profile.json").read_text())
+    assert stored["complete"] and all(m["seconds"] for m in stored["measurements"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
