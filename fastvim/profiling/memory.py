@@ -11,8 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvim.training.costs import step_memory
 
-# What allocators say: PyTorch's on CPUs, its CUDA one, C++'s, an operator of oneDNN.
-_PHRASES = ("out of memory", "allocate memory", "enough memory", "bad_alloc", "out_of_memory")
+# What allocators say: PyTorch's on CPUs, its CUDA one, C++'s, operators of oneDNN. (The last is its
+# word for a kernel that finds no memory for its code.)
+_PHRASES = (
+    *("out of memory", "allocate memory", "enough memory", "bad_alloc", "out_of_memory"),
+    "could not create a primitive",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -144,6 +144,7 @@ def test_every_kind_of_running_out_of_memory_is_known():
         MemoryError(),
         torch.OutOfMemoryError("CUDA"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
     ):
         assert is_out_of_memory(error)
