@@ -15,7 +15,7 @@ from operator_cases import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvim.kernels import ScanLayout, native, reference, residual_block
+from fastvim.kernels import ScanLayout, reference, residual_block
 
 pytestmark = needs_cpu_backend
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -64,17 +64,10 @@ def test_random_shapes_and_options(kind, dtype):
         assert error(inputs, scan_layout, **settings) < TOLERANCE[dtype], (grid, shape, settings)
 
 
-@pytest.mark.parametrize("level", [b"avx512", b"avx2", b"plain"])
-def test_every_instruction_set(level):
-    best = native.LIBRARY.fastvim_level()
-    if not native.LIBRARY.fastvim_set_level(level):
-        pytest.skip(f"this processor lacks {level.decode()}")
-    try:
-        for dtype, tolerance in TOLERANCE.items():
-            inputs = block_inputs(20, 2, 30, 37, dtype)
-            assert error(inputs, layout("columns", 5, 6, 2)) < tolerance
-    finally:
-        assert native.LIBRARY.fastvim_set_level(best)
+def test_every_instruction_set(instruction_set):
+    for dtype, tolerance in TOLERANCE.items():
+        inputs = block_inputs(20, 2, 30, 37, dtype)
+        assert error(inputs, layout("columns", 5, 6, 2)) < tolerance
 
 
 def test_threads_give_the_same_bits():

@@ -14,7 +14,7 @@ from operator_cases import (
     with_gradients,
 )
 
-from fastvim.kernels import MixerWeights, ScanLayout, native, pooled_mixer, reference, use_backend
+from fastvim.kernels import MixerWeights, ScanLayout, pooled_mixer, reference, use_backend
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -67,18 +67,11 @@ def test_random_shapes_and_options(kind, dtype):
 
 
 @needs_cpu_backend
-@pytest.mark.parametrize("level", [b"avx512", b"avx2", b"plain"])
-def test_every_instruction_set(level):
-    best = native.LIBRARY.fastvim_level()
-    if not native.LIBRARY.fastvim_set_level(level):
-        pytest.skip(f"this processor lacks {level.decode()}")
-    try:
-        for dtype, tolerance in TOLERANCE.items():
-            xz, weights = mixer_inputs(2, 30, channels=37, dtype=dtype)
-            for pooling in ("mean", "max"):
-                assert errors(xz, weights, layout("columns", 5, 6, 2), pooling=pooling) < tolerance
-    finally:
-        assert native.LIBRARY.fastvim_set_level(best)
+def test_every_instruction_set(instruction_set):
+    for dtype, tolerance in TOLERANCE.items():
+        xz, weights = mixer_inputs(2, 30, channels=37, dtype=dtype)
+        for pooling in ("mean", "max"):
+            assert errors(xz, weights, layout("columns", 5, 6, 2), pooling=pooling) < tolerance
 
 
 @needs_cpu_backend

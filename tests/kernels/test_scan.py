@@ -13,7 +13,7 @@ from operator_cases import (
     with_gradients,
 )
 
-from fastvim.kernels import native, reference, selective_scan, use_backend
+from fastvim.kernels import reference, selective_scan, use_backend
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -63,17 +63,10 @@ def test_random_shapes(dtype):
 
 
 @needs_cpu_backend
-@pytest.mark.parametrize("level", [b"avx512", b"avx2", b"plain"])
-def test_every_instruction_set(level):
-    best = native.LIBRARY.fastvim_level()
-    if not native.LIBRARY.fastvim_set_level(level):
-        pytest.skip(f"this processor lacks {level.decode()}")
-    try:
-        for dtype, tolerance in TOLERANCE.items():
-            for channels in (1, 9, 37):
-                assert scan_errors(scan_inputs(2, channels, 37, 5, dtype=dtype)) < tolerance
-    finally:
-        assert native.LIBRARY.fastvim_set_level(best)
+def test_every_instruction_set(instruction_set):
+    for dtype, tolerance in TOLERANCE.items():
+        for channels in (1, 9, 37):
+            assert scan_errors(scan_inputs(2, channels, 37, 5, dtype=dtype)) < tolerance
 
 
 @needs_cpu_backend
