@@ -25,24 +25,19 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
-        if not self._replaceable(x, layout):
-            return x + self.drop_path(self.mixer(self.norm(x), layout, divisor))
         mixer = self.mixer
-        return residual_block(
-            x,
-            self.norm.weight,
-            self.norm.eps,
-            mixer.in_proj.weight,
-            mixer.out_proj.weight,
-            mixer.weights(mixer.A_log),
-            layout,
-            **mixer.settings(layout, divisor),
-        )
+        if self._replaceable(layout):
+            projections = mixer.in_proj.weight, mixer.out_proj.weight
+            weights = mixer.weights(mixer.A_log)
+            if can_fuse(x, self.norm.weight, *projections, *weights):
+                settings = mixer.settings(layout, divisor)
+                return residual_block(
+                    x, self.norm.weight, self.norm.eps, *projections, weights, layout, **settings
+                )
+        return x + self.drop_path(mixer(self.norm(x), layout, divisor))
 
-    def _replaceable(self, x: Tensor, layout: ScanLayout) -> bool:
+    def _replaceable(self, layout: ScanLayout) -> bool:
         """Whether the fused operator may run in place of the modules."""
-        if not can_fuse(x, self.norm.weight, *self.mixer.weights(self.mixer.A_log)):
-            return False
         parts = (self.norm, self.drop_path)
         return (
             type(self.norm) is RMSNorm
@@ -274,8 +269,7 @@ class VisionMamba(nn.Module):
             tokens, steps = len(self.grid) * D, n_steps * D
             if self.layouts[axis].steps is None:
                 continue  # Nothing is pooled: the registered operator ran.
-            gate = self.config.post_ssm_norm or self.config.gate_without_norm
-            mean = self.config.direction_merge == "mean"
+            gate, mean = self.config.gates, self.config.direction_merge == "mean"
             width, states = self.config.d_conv, self.config.d_state
             work = mixer_work(tokens, steps, width, 0, states, False, False, gate, mean)
             projections = 2 * 2 * states * steps

@@ -94,6 +94,11 @@ class ModelConfig(BaseModel):
         return self
 
     @property
+    def gates(self) -> bool:
+        """Whether the scans' output is multiplied by silu(z)."""
+        return self.post_ssm_norm or self.gate_without_norm
+
+    @property
     def strides(self) -> tuple[int, int]:
         """Pixels between patches along (row, col)."""
         return self.stride or self.patch_size

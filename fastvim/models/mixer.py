@@ -78,7 +78,7 @@ class Mixer(nn.Module):
             "pooling": pooling,
             "scale": scale,
             "merge": config.direction_merge,
-            "gate": config.post_ssm_norm or config.gate_without_norm,
+            "gate": config.gates,
             "eps": config.norm_eps,
         }
 
@@ -91,7 +91,7 @@ class Mixer(nn.Module):
         return (
             self.observer is None
             and not self._attends(layout)
-            and type(self.in_proj) is type(self.out_proj) is nn.Linear
+            and all(type(p) is nn.Linear and p.bias is None for p in (self.in_proj, self.out_proj))
             and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
         )
 

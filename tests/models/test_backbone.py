@@ -251,5 +251,13 @@ def test_the_fused_block_steps_aside_for_those_who_look_inside():
         model(x)
         mixer.observer = None
         assert len(seen) == 4
-        mixer.in_proj = torch.nn.Sequential(mixer.in_proj)
+        own = mixer.in_proj
+        mixer.in_proj = torch.nn.Sequential(own)
         torch.testing.assert_close(model(x), plain, rtol=1e-5, atol=1e-6)
+        mixer.in_proj = torch.nn.Linear(own.in_features, own.out_features)
+        mixer.in_proj.bias.fill_(1.0)
+        mixer.in_proj.weight.copy_(own.weight)
+        with torch.enable_grad():
+            biased = model(x).detach()
+        assert not torch.allclose(biased, plain, rtol=1e-2)
+        torch.testing.assert_close(model(x), biased, rtol=1e-5, atol=1e-6)
