@@ -1,7 +1,6 @@
 """`fastvim ablate`: train the variants and write the comparison."""
 
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -150,11 +149,10 @@ def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
     from fastvim.reports.study import read_study
     from fastvim.reports.tensorboard import write_board
     from fastvim.reports.write import write_report
-    from fastvim_cli.display import RunProgress, console
+    from fastvim_cli.display import RunProgress, console, this_command
     from fastvim_cli.tables import print_results, print_written
 
-    this_command = shlex.join(["fastvim", *sys.argv[1:]])
-    write_plan(store.output, plan, runs, this_command)
+    write_plan(store.output, plan, runs, this_command())
     runs = every_run(runs, store)
     reused = sum(store.state(run) in FINAL for run in runs)
     stop = StopRequest()
@@ -182,12 +180,12 @@ def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
                     outcomes = carry_out(runs, store, listen, should_stop)
         except Stopped:
             if stop():
-                progress.say(f"Stopped; everything is saved. To go on: {this_command}")
-                return 128 + stop.signal
+                progress.say(f"Stopped; everything is saved. To go on: {this_command()}")
+                return stop.exit_code
     if failed and not keep_going:
         code = _report_failures(failed)
         click.echo(
-            f"\nStopped at the first failure; the other runs are saved. To go on: {this_command}",
+            f"\nStopped at the first failure; the other runs are saved. To go on: {this_command()}",
             err=True,
         )
         return code

@@ -1,5 +1,6 @@
 """How commands print: tables, durations, progress."""
 
+import shlex
 import sys
 from typing import Any
 
@@ -21,6 +22,11 @@ def console(stderr: bool = False) -> Console:
     """The terminal, or a pipe that is not wrapped at 80 columns."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def this_command() -> str:
+    """The command line, to be typed again."""
+    return shlex.join(["fastvim", *sys.argv[1:]])
 
 
 def table(*columns: str, title: str | None = None) -> Table:

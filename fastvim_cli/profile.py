@@ -1,6 +1,5 @@
 """`fastvim profile`: what the models cost over image sizes."""
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     from fastvim.profiling.study import Study
     from fastvim.reports import profile, profile_tables
     from fastvim.training.devices import choose_device
-    from fastvim_cli.display import console
+    from fastvim_cli.display import console, this_command
 
     fast, vim = f"fastvim_{size}", f"vim_{size}"
     default = [vim, fast, fast + PLAIN] + (["timm/deit_tiny_patch16_224"] if size == "tiny" else [])
@@ -88,9 +87,8 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
             screen.print("not all sizes could be measured: the same command goes on with them")
     except Stopped:
         kept = f"Stopped; the sizes done are in {output}." if done else "Stopped; no size was done."
-        command_line = shlex.join(["fastvim", *sys.argv[1:]])
-        screen.print(f"{kept} To go on: {command_line}", markup=False, soft_wrap=True)
-        sys.exit(128 + (stop.signal or 2))
+        screen.print(f"{kept} To go on: {this_command()}", markup=False, soft_wrap=True)
+        sys.exit(stop.exit_code)
     _show(found, compared, environment)
     for path in paths:
         console().print(f"wrote {path}")

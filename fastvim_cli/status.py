@@ -60,11 +60,10 @@ def _states(directory: Path):
         if state == "failed":
             remarks.append(f"{run.name} failed: {record.result.get('error', 'no reason given')}")
             remarks.append(f"  its log: {record.directory / 'log.txt'}")
-        if run in others:
-            rows.add_row(run.name, f"{state} (not in the plan now)", *_figures(record))
-            continue
-        rows.add_row(run.name, state, *_figures(record))
-        ended = ended and (state in FINAL or state == "failed")
+        known = run.identity in identities
+        said = state if known else f"{state} (not in the plan now)"
+        rows.add_row(run.name, said, *_figures(record))
+        ended = ended and (not known or state in FINAL or state == "failed")
     return rows, ended, remarks
 
 

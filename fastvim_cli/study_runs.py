@@ -1,7 +1,5 @@
 """Carry out the runs of a stability study and report them; both of its commands end here."""
 
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +24,12 @@ def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, li
     from fastvim.reports.study import read_study
     from fastvim.reports.tensorboard import write_board
     from fastvim.training.state import WEIGHTS_FILE
-    from fastvim_cli.display import RunProgress
+    from fastvim_cli.display import RunProgress, this_command
     from fastvim_cli.tables import print_written
 
     output = folder / RUNS_FOLDER
     store, runs = Store(output), identified_runs(plan)
-    this_command = shlex.join(["fastvim", *sys.argv[1:]])
-    write_plan(output, plan, runs, this_command)
+    write_plan(output, plan, runs, this_command())
     stop = StopRequest()
     with RunProgress(len(runs), sum(store.state(run) in FINAL for run in runs)) as progress:
 
@@ -46,8 +43,8 @@ def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, li
             with stop.listening(lambda: progress.say("Stopping after this step.")):
                 outcomes = carry_out(runs, store, listen, stop)
         except Stopped:
-            progress.say(f"Stopped; everything is saved. To go on: {this_command}")
-            return 128 + (stop.signal or 2)
+            progress.say(f"Stopped; everything is saved. To go on: {this_command()}")
+            return stop.exit_code
     study = read_study(output)
     write_board(study, output)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]

@@ -1,6 +1,5 @@
 """`fastvim train`: one run alone."""
 
-import shlex
 import sys
 
 import click
@@ -43,7 +42,7 @@ def command(experiment, more, profile, sets, grid, variant, pretraining, seed, o
     from fastvim.experiments.plan import identified_runs
     from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run
     from fastvim.experiments.store import FINAL, Store
-    from fastvim_cli.display import RunProgress
+    from fastvim_cli.display import RunProgress, this_command
 
     if variant is None and len(plan.variants) > 1:
         names = ", ".join(each.name for each in plan.variants)
@@ -67,9 +66,8 @@ def command(experiment, more, profile, sets, grid, variant, pretraining, seed, o
             with stop.listening(notify):
                 outcome = carry_out(runs, store, progress, stop)[-1]
         except Stopped:
-            again = shlex.join(["fastvim", *sys.argv[1:]])
-            progress.say(f"Stopped; everything is saved. To go on: {again}")
-            sys.exit(128 + (stop.signal or 2))
+            progress.say(f"Stopped; everything is saved. To go on: {this_command()}")
+            sys.exit(stop.exit_code)
     record, _ = store.lookup(run)
     click.echo(f"{run.name} {outcome.state}, in {outcome.directory}")
     if outcome.message:

@@ -15,7 +15,7 @@ from fastvim.experiments.documents import parse_value, shorten
 from fastvim.experiments.experiment import GRID, SET, Experiment, seed_list
 from fastvim.experiments.identity import run_identity
 from fastvim.experiments.pretraining import scale_warning
-from fastvim.experiments.schema import MAX_RUNS, TIMM_PREFIX, RunConfig
+from fastvim.experiments.schema import MAX_RUNS, RunConfig
 from fastvim.experiments.settings import (
     Layer,
     Setting,
@@ -25,6 +25,7 @@ from fastvim.experiments.settings import (
 )
 from fastvim.experiments.store import Run
 from fastvim.experiments.timm_models import check_timm, patch_warning
+from fastvim.models.config import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from fastvim.data.dataset import Dataset

@@ -60,6 +60,11 @@ class StopRequest:
     def __call__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def exit_code(self) -> int:
+        """What a process that was stopped by this signal exits with, SIGINT where none is known."""
+        return 128 + (self.signal or signal.SIGINT)
+
     @contextmanager
     def listening(self, notify: Callable[[], None]) -> Iterator["StopRequest"]:
         """Listen inside the `with` block; `notify` is called at the first signal."""

@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fastvim.data.config import DataConfig
 from fastvim.errors import nearest
-from fastvim.models.config import Extent, MaskingConfig, ModelConfig
+from fastvim.models.config import TIMM_PREFIX, Extent, MaskingConfig, ModelConfig
 from fastvim.training.recipe import Recipe
 
-TIMM_PREFIX = "timm/"
 MAX_RUNS = 10_000
 LIST_KEYS = "fastvim schema --keys"
 INTERPOLATE = "interpolate_positions"

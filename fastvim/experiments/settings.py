@@ -19,7 +19,6 @@ from fastvim.experiments.pretraining import (
 )
 from fastvim.experiments.schema import (
     INTERPOLATE,
-    TIMM_PREFIX,
     Pretrained,
     RunConfig,
     Task,
@@ -28,7 +27,7 @@ from fastvim.experiments.schema import (
     plain_reason,
     unknown_key,
 )
-from fastvim.models.config import MaskingConfig, ModelConfig
+from fastvim.models.config import TIMM_PREFIX, MaskingConfig, ModelConfig
 from fastvim.models.presets import PRESETS
 from fastvim.training.recipe import Recipe
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fastvim.errors import UserError, nearest
-from fastvim.experiments.schema import TIMM_PREFIX, RunConfig
+from fastvim.experiments.schema import RunConfig
+from fastvim.models.config import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from fastvim.errors import UserError
 
 IMAGE_AXES = ("row", "col")
+# What the names of timm's models begin with, wherever a model is named.
+TIMM_PREFIX = "timm/"
 
 
 def _pair(value: object) -> object:

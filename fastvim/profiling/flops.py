@@ -42,7 +42,7 @@ def _mixers(model: VisionMamba) -> int:
             config.d_state,
             pools=layout.steps is not None,
             norm=config.post_ssm_norm,
-            gate=config.post_ssm_norm or config.gate_without_norm,
+            gate=config.gates,
             mean=config.direction_merge == "mean",
         ).fvcore
     return total

@@ -8,10 +8,8 @@ from torch import nn
 
 from fastvim.errors import UserError, nearest
 from fastvim.models.backbone import VisionMamba
-from fastvim.models.config import ModelConfig
+from fastvim.models.config import TIMM_PREFIX, ModelConfig
 from fastvim.models.presets import resolve_config
-
-TIMM_PREFIX = "timm/"
 
 
 def check(names: Sequence[str], resolutions: Sequence[int]) -> None:

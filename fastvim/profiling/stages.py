@@ -81,12 +81,9 @@ def run_chain(chain: list[Part], tokens: Tensor) -> Values:
 
 
 def _fused(block: Block, layout, tokens: Tensor) -> Callable[[], object]:
-    mixer, config = block.mixer, block.mixer.config
+    mixer = block.mixer
     weights, xz = mixer.weights(), mixer.in_proj(block.norm(tokens))
-    gate = config.post_ssm_norm or config.gate_without_norm
-    scale = config.pooling_scale if layout.steps is not None else 1.0
-    settings = (config.pooling, scale, config.direction_merge, gate)
-    return lambda: kernels.pooled_mixer(xz, weights, layout, *settings, eps=config.norm_eps)
+    return lambda: kernels.pooled_mixer(xz, weights, layout, **mixer.settings(layout))
 
 
 def _chain(model: VisionMamba, block: Block, layout) -> list[Part]:
@@ -178,10 +175,8 @@ def _chain(model: VisionMamba, block: Block, layout) -> list[Part]:
         y = v["merged" if mixer.norm is None else "normalised"]
         return {"gated": y * F.silu(v["xz"][:, inner:]).transpose(1, 2)}
 
-    gates = config.post_ssm_norm or config.gate_without_norm
-
     def out_proj(v: Values) -> Values:
-        return {"out": mixer.out_proj(v["gated" if gates else "merged"])}
+        return {"out": mixer.out_proj(v["gated" if config.gates else "merged"])}
 
     def to_memory_order(v: Values) -> Values:
         return {"restored": turn(v["out"], (cols, rows))}
@@ -203,7 +198,7 @@ def _chain(model: VisionMamba, block: Block, layout) -> list[Part]:
         ("flip", flip_back),
         ("merge", merge),
         *([("norm", norm)] if mixer.norm is not None else []),
-        *([("gate", gate)] if gates else []),
+        *([("gate", gate)] if config.gates else []),
         ("out_proj", out_proj),
         *([("transpose", to_memory_order)] if turned else []),
         ("residual", leave),

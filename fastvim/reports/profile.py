@@ -11,6 +11,7 @@ from fastvim.profiling.machine import in_words
 from fastvim.profiling.measurement import Measurement
 from fastvim.reports import profile_tables as tables
 from fastvim.reports.profile_figures import write_plots
+from fastvim.reports.tables import markdown_row
 
 
 def results(measurements: Sequence[Measurement], environment: dict) -> dict:
@@ -100,7 +101,7 @@ def _markdown(measurements: Sequence[Measurement], compared: list[dict], environ
     lines = ["# Cost over image sizes", "", machine(measurements, environment), ""]
     for title, heads, rows in sections:
         shown = [heads, ["---"] * len(heads), *rows]
-        lines += [f"## {title}", "", *(f"| {' | '.join(row)} |" for row in shown), ""]
+        lines += [f"## {title}", "", *map(markdown_row, shown), ""]
     return "\n".join([*lines, *(f"- {note}" for note in tables.NOTES)]) + "\n"
 
 

@@ -1,6 +1,5 @@
 """The plots of the resolution study: growth over image sizes, and what a block's time goes to."""
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.ticker import NullLocator
 from fastvim.files import write_atomic
 from fastvim.profiling.measurement import Measurement
 from fastvim.reports.axes import number_ticks
-from fastvim.reports.figures import INK, MUTED, PAPER, STYLE, look
+from fastvim.reports.figures import INK, MUTED, PAPER, STYLE, look, render
 from fastvim.reports.profile_tables import SHARES, block_ratios, shares
 
 # Neighbours in pairs of a dark and a light hue; the greys are products. With them, of the text.
@@ -37,11 +36,9 @@ def write_plots(measurements: Sequence[Measurement], folder: Path) -> list[Path]
     for name, draw in (("growth", draw_growth), ("shares", draw_shares)):
         with mpl.rc_context(STYLE):
             figure = draw(measurements)
-            for form in ("png", "svg"):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=form, dpi=150)
-                paths.append(folder / f"{name}.{form}")
-                write_atomic(paths[-1], buffer.getvalue())
+        for form in ("png", "svg"):
+            paths.append(folder / f"{name}.{form}")
+            write_atomic(paths[-1], render(figure, form, name))
     return paths
 
 

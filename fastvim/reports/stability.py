@@ -15,7 +15,7 @@ from fastvim.experiments.stability import CLAIM, NAME, Request, variant_name
 from fastvim.files import write_atomic
 from fastvim.reports.stability_factors import factor_answers
 from fastvim.reports.stability_figures import draw_losses, draw_sensitivity
-from fastvim.reports.stability_table import LAST_STEPS, THROWN_BACK, markdown
+from fastvim.reports.stability_table import LAST_STEPS, THROWN_BACK, counted_loss, markdown
 from fastvim.reports.study import Study, StudyRun
 from fastvim.stability.alternatives import SCORE_LEAST, spike_score
 from fastvim.stability.episodes import DIVERGENCE, NONFINITE
@@ -58,8 +58,7 @@ def summarise(study: Study, request: Request) -> dict[str, Any]:
     }
     everything = [run for group in runs.values() for run in group]
     # Where no run got below the loss at initialisation, that is the best.
-    losses = [min(run["initial_loss"], _or_infinity(run["final_loss"])) for run in everything]
-    best = min(losses, default=None)
+    best = min(map(counted_loss, everything), default=None)
     first = variant_name(next(iter(groups)), ladder[0])
     variants = [_variant(group, found, ladder, best) for group, found in runs.items()]
     results = {
@@ -142,12 +141,7 @@ def _variant(
     scores = [run["spike_score"] for run in runs if run["spike_score"] is not None]
     norms = [run["largest_grad_norm"] for run in runs if run["largest_grad_norm"] is not None]
     speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
-    # Wortsman et al. 2023, section 2.2: a loss above that at initialisation counts as that.
-    regrets = [
-        min(run["initial_loss"], _or_infinity(run["final_loss"])) - best
-        for run in runs
-        if best is not None
-    ]
+    regrets = [counted_loss(run) - best for run in runs if best is not None]
     stable = None
     for multiple in ladder:
         at = [run for run in runs if run["lr_multiple"] == multiple]
@@ -173,10 +167,6 @@ def _variant(
         "lr_sensitivity": mean(regrets) if regrets else None,
         "runs": runs,
     }
-
-
-def _or_infinity(loss: float | None) -> float:
-    return float("inf") if loss is None else loss
 
 
 def _norm_costs(variants: list[dict]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from scipy import stats
 
 from fastvim.analysis.multiple import holm
 from fastvim.experiments.stability import FACTORS, Request
+from fastvim.reports.stability_table import counted_loss
 
 LEVEL = 0.05
 
@@ -58,8 +59,7 @@ def _entry(factor: str, first: str, value: str, pairs: Sequence[tuple[Mapping, M
     only_first = sum(a["unstable"] and not b["unstable"] for a, b in pairs)
     only_value = sum(b["unstable"] and not a["unstable"] for a, b in pairs)
     differing = only_first + only_value
-    # A run that was lost counts as its loss at initialisation, as in the sensitivity.
-    losses = [[_loss(run) for run in pair] for pair in pairs]
+    losses = [[counted_loss(run) for run in pair] for pair in pairs]
     return {
         "factor": factor,
         "first": first,
@@ -72,11 +72,6 @@ def _entry(factor: str, first: str, value: str, pairs: Sequence[tuple[Mapping, M
         "p_value": float(stats.binomtest(only_value, differing).pvalue) if differing else 1.0,
         "loss_difference": mean(b - a for a, b in losses) if losses else None,
     }
-
-
-def _loss(run: Mapping[str, Any]) -> float:
-    final = run["final_loss"]
-    return run["initial_loss"] if final is None else min(final, run["initial_loss"])
 
 
 def _sentence(entry: Mapping[str, Any]) -> str:

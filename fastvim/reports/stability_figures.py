@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fastvim.experiments.stability import variant_name
+from fastvim.reports.axes import number_ticks
 from fastvim.reports.curves import RunCurves
 from fastvim.reports.figures import MUTED, PAPER, STYLE, look, render
+from fastvim.reports.stability_table import counted_loss
 from fastvim.reports.study import Study
 
 DASHED = (0, (3, 2))
@@ -39,9 +40,7 @@ def draw_losses(study: Study, results: Mapping[str, Any]) -> bytes:
         axes = panels[0][0]
         # Losses differ by far more where training is unstable than where it is not.
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        number_ticks(axes.yaxis)
         for axes in panels[-1]:
             axes.set_xlabel("step")
         for axes in panels[:, 0]:
@@ -93,8 +92,7 @@ def draw_sensitivity(results: Mapping[str, Any]) -> bytes:
         for position, variant in enumerate(results["variants"]):
             points: dict[float, list[float]] = {}
             for run in variant["runs"]:
-                final = np.inf if run["final_loss"] is None else run["final_loss"]
-                points.setdefault(run["lr"], []).append(min(final, run["initial_loss"]))
+                points.setdefault(run["lr"], []).append(counted_loss(run))
             for lr, values in points.items():
                 colour = look(position)["color"]
                 axes.plot([lr] * len(values), values, ".", color=colour, alpha=0.5)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from fastvim.reports.tables import markdown_row, number
 from fastvim.stability.alternatives import SCORE_DEVIATIONS, SCORE_LEAST, SCORE_WINDOW
 from fastvim.stability.settings import Settings
 
@@ -16,6 +17,15 @@ UNSTABLE = (
     f"divergence, where it rose above {THROWN_BACK:g} times the loss at initialisation, or where "
     "the detector finds an episode of any class in it."
 )
+
+
+def counted_loss(run: Mapping[str, Any]) -> float:
+    """A run's final loss; that at initialisation where it ended above it, or as no number.
+
+    Wortsman et al. 2023 (arXiv 2309.14322), section 2.2.
+    """
+    initial, final = run["initial_loss"], run["final_loss"]
+    return initial if final is None else min(final, initial)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -31,9 +41,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         "lr sensitivity",
     ]
     heads += ["train img/s", *(["norm's cost"] if results["norm_costs"] else [])]
-    lines = [f"# Stability of {results['profile']}", "", _line(heads)]
-    lines.append(_line(["---"] + ["---:"] * (len(heads) - 1)))
-    lines += [_line(_row(variant, results)) for variant in results["variants"]]
+    lines = [f"# Stability of {results['profile']}", "", markdown_row(heads)]
+    lines.append(markdown_row(["---"] + ["---:"] * (len(heads) - 1)))
+    lines += [markdown_row(_row(variant, results)) for variant in results["variants"]]
     lines += ["", *(f"- {answer['sentence']}" for answer in results["factors"])]
     lines += [f"- {note}" for note in notes(results)]
     said = [
@@ -59,21 +69,21 @@ def markdown(results: Mapping[str, Any]) -> str:
 def _row(variant: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     runs = variant["runs"]
     at = {m: [r["final_loss"] for r in runs if r["lr_multiple"] == m] for m in results["ladder"]}
-    norm = _number(variant["largest_grad_norm"], ".3g")
+    norm = number(variant["largest_grad_norm"], ".3g")
     cost = results["norm_costs"].get(variant["name"])
     score = variant["spike_score"]
     return [
         variant["name"],
         *(_losses(values) for values in at.values()),
         str(variant["spikes"]),
-        _number(None if score is None else 100 * score, ".2f"),
-        _number(variant["highest_loss"], ".3g"),
+        number(None if score is None else 100 * score, ".2f"),
+        number(variant["highest_loss"], ".3g"),
         norm if variant["grad_norm_finite"] else f"{norm}, then no number",
         f"{variant['diverged']} of {len(runs)} runs{_diverged(runs)}",
         f"{variant['unstable']} of {len(runs)}",
-        _number(variant["highest_stable_lr"], "g") if variant["highest_stable_lr"] else "none",
-        _number(variant["lr_sensitivity"], ".3f"),
-        _number(variant["cost"]["train_images_per_second"], ".4g"),
+        number(variant["highest_stable_lr"], "g") if variant["highest_stable_lr"] else "none",
+        number(variant["lr_sensitivity"], ".3f"),
+        number(variant["cost"]["train_images_per_second"], ".4g"),
         *(["-" if cost is None else f"{cost:+.1f} %"] if results["norm_costs"] else []),
     ]
 
@@ -94,14 +104,6 @@ def _losses(values: Sequence[float | None]) -> str:
         return "NaN" if values else "-"
     lost = len(values) - len(known)
     return f"{mean(known):.3f}" + f" ({lost} NaN)" * bool(lost)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -74,10 +74,10 @@ def _row(variant: Mapping, contrast: Mapping | None, results: Mapping[str, Any])
         spread(metrics["top5"], 2),
         *([spread(metrics.get("knn_top1", []), 2)] if _has_neighbours(results) else []),
         difference(contrast, results["metric"]) if contrast else "baseline",
-        "-" if parameters is None else f"{parameters / 1e6:.4g}",
-        "-" if cost["gflops"] is None else f"{cost['gflops']:.4g}",
-        _number(cost["train_images_per_second"], 0),
-        _number(cost["peak_memory_mb"], 0),
+        number(None if parameters is None else parameters / 1e6, ".4g"),
+        number(cost["gflops"], ".4g"),
+        number(cost["train_images_per_second"], ".0f"),
+        number(cost["peak_memory_mb"], ".0f"),
         str(variant["spikes"]),
         diverged if runs else "-",
         _verdict(variant["name"], results),
@@ -117,8 +117,9 @@ def _verdict(name: str, results: Mapping[str, Any]) -> str:
     return ", ".join(dict.fromkeys(said)) or "-"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def number(value: float | None, form: str) -> str:
+    """A number for people, in a form as of `format`."""
+    return "-" if value is None else format(value, form)
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -190,14 +191,15 @@ def markdown(results: Mapping[str, Any]) -> str:
     heads = columns(results)
     text = [f"# {_cell(results['experiment'])}, profile {_cell(results['profile'])}", ""]
     text += [_cell(results["question"]), ""] if results["question"] else []
-    text += [_line(heads), _line(["---"] + ["---:"] * (len(heads) - 2) + ["---"])]
-    text += [_line(row) for row in rows(results)]
+    text += [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 2) + ["---"])]
+    text += [markdown_row(row) for row in rows(results)]
     text += [""] + [f"- {_cell(note)}" for note in notes(results)]
     text += ["", "Made by", "", f"    {' '.join(results['command'].split())}", ""]
     return "\n".join(text)
 
 
-def _line(cells: list[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 

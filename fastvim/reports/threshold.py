@@ -14,6 +14,7 @@ from fastvim.files import write_atomic
 from fastvim.reports.stability import measure
 from fastvim.reports.stability_table import UNSTABLE
 from fastvim.reports.study import Study
+from fastvim.reports.tables import markdown_row
 from fastvim.reports.threshold_figure import draw_grid
 
 FORMAT = 1
@@ -143,11 +144,11 @@ def markdown(results: Mapping[str, Any]) -> str:
         *(f"log-odds a doubling of {name} [95 % CI]" for name in ("width", "depth", "lr")),
     ]
     lines = [f"# Threshold of instability over {results['vary']}, {results['profile']}", ""]
-    lines += [_line(heads), _line(["---"] * len(heads))]
+    lines += [markdown_row(heads), markdown_row(["---"] * len(heads))]
     for side in sides:
         smallest = (side["smallest_unstable"].get(rate) for rate in rates)
         lines.append(
-            _line(
+            markdown_row(
                 [
                     side["name"],
                     f"{side['unstable_runs']} of {len(side['runs'])}",
@@ -189,7 +190,3 @@ def _coefficient(boundary: Mapping[str, Any] | None, name: str) -> str:
         "inf" if high is None else f"{high:+.2f}",
     )
     return f"{boundary['coefficients'][name]:+.2f} [{ends[0]}, {ends[1]}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastvim.errors import UserError, nearest
 from fastvim.models import create_model
+from fastvim.models.config import TIMM_PREFIX
 
-TIMM_PREFIX = "timm/"
 _TIMM_NAMES = {"image_size": "img_size", "in_channels": "in_chans"}
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastvim.data.draws import Stream, generator
-from fastvim.models.config import MaskingConfig
+from fastvim.models.config import TIMM_PREFIX, MaskingConfig
 from fastvim.models.masked_autoencoder import MaskedAutoencoder
 from fastvim.models.masked_transformer import MaskedTransformer
 from fastvim.models.presets import resolve_config
-from fastvim.tasks.classification import TIMM_PREFIX, Evaluation, create, fitted
+from fastvim.tasks.classification import Evaluation, create, fitted
 
 PICTURED = 8
 SMALLEST_SIDE = 84

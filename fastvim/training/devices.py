@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 import fastvim
 from fastvim.kernels import backends
+from fastvim.models.config import TIMM_PREFIX
 from fastvim.training.recipe import Recipe
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,7 +74,7 @@ def kernel_backend(device: torch.device, precision: str, model: str) -> str:
 
     Raises UserError where a forced implementation cannot run on this device in this precision.
     """
-    if model.startswith("timm/"):
+    if model.startswith(TIMM_PREFIX):
         return "pytorch"
     emulated = precision == "float16" and device.type == "cpu"
     dtype = torch.float32 if emulated else _DTYPES.get(precision, torch.float32)

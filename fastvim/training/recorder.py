@@ -217,8 +217,8 @@ class Recorder:
         # times as long.
         scans, found, self._scans, self._found = self._scans, self._found, [], []
         parts = []
-        for block, (mixer, pooled) in enumerate(scans):
-            parts += [*_delta_and_state(mixer, pooled), *found[3 * block : 3 * block + 3]]
+        for block, (mixer, u) in enumerate(scans):
+            parts += [*_delta_and_state(mixer, u), *found[3 * block : 3 * block + 3]]
         parts = [magnitudes(part) if isinstance(part, Tensor) else part for part in parts]
         scalars = torch.stack([scalar for part in parts for scalar in part[:3]]).float()
         low, high, norms = scalars.view(-1, 3).unbind(1)
@@ -285,14 +285,13 @@ def _plain(value: np.float32) -> float | str:
     return float(f"{value:.6g}") if np.isfinite(value) else str(value)
 
 
-def _delta_and_state(mixer: Mixer, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """Delta (2, b, s, D) and the last states (2, b, c, N) of the scans of pooled (2, B, S, D).
+def _delta_and_state(mixer: Mixer, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Delta (2, b, s, D) and the last states (2, b, c, N) of the scans of u (2, b, S, D).
 
     The recurrence h_s = exp(delta_s A) h_{s-1} + delta_s B_s u_s has the closed form
     h_S = sum over s of exp(A (delta_{s+1} + ... + delta_S)) delta_s B_s u_s, which needs no loop
     over the steps. The reverse direction ends at step 0.
     """
-    u = pooled[:, :REPEATED_IMAGES]
     rank, states = mixer.dt_proj.shape[2], mixer.A_log.shape[2]
     with torch.autocast(u.device.type, enabled=False):
         x_proj = mixer.x_proj[:, : rank + states].to(u.dtype)

@@ -130,7 +130,7 @@ struct BlockForward {
 
   void multiply(const T* a, int64_t rows, int64_t a_stride, int64_t inner, const Vec<T>* packed,
                 int64_t outputs, T* out, int64_t threads, const T* addend = nullptr) {
-    Product<T> job{a, rows, a_stride, inner, packed, outputs, addend, out, outputs};
+    Product<T> job{a, rows, a_stride, inner, packed, outputs, addend, out};
     parallel(threads, job);
   }
   void note(int result) {

@@ -46,8 +46,7 @@ struct Product {
   const Vec<T>* packed;
   int64_t outputs;
   const T* addend;  // as `out`, or null
-  T* out;           // (rows, N), `out_stride` apart
-  int64_t out_stride;
+  T* out;           // (rows, N)
 
   void run(int thread, int threads) {
     const Share share(rows, thread, threads);
@@ -83,14 +82,14 @@ struct Product {
         sums[i][1] += value * r;
       }
     }
-    T* to = out + row * out_stride + n;
-    const T* added = addend ? addend + row * out_stride + n : nullptr;
+    T* to = out + row * outputs + n;
+    const T* added = addend ? addend + row * outputs + n : nullptr;
     if (outputs - n >= 2 * W) {
 #pragma GCC unroll 14
       for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-          const int64_t at = i * out_stride + half * W;
+          const int64_t at = i * outputs + half * W;
           store(to + at, added ? load(added + at) + sums[i][half] : sums[i][half]);
         }
       return;
@@ -101,7 +100,7 @@ struct Product {
       store(values, sums[i][0]);
       store(values + W, sums[i][1]);
       for (int64_t j = 0; j < outputs - n; ++j)
-        to[i * out_stride + j] = added ? added[i * out_stride + j] + values[j] : values[j];
+        to[i * outputs + j] = added ? added[i * outputs + j] + values[j] : values[j];
     }
   }
 };
