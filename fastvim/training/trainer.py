@@ -14,7 +14,7 @@ from fastvim.training.optimizer import Schedule, build_optimizer
 from fastvim.training.recipe import Recipe
 from fastvim.training.recorder import Recorder
 from fastvim.training.responses import Responder, Response
-from fastvim.training.seeds import derive_seed
+from fastvim.training.seeds import derive_seed, seed_generators
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Trainer:
     def accumulate(self, number: int, images: Tensor, targets: Tensor) -> Tensor:
         """Add the gradients of the mean loss over the global batch, micro-batch by micro-batch."""
         # What a model draws besides stochastic depth depends on the step and not on history.
-        torch.manual_seed(derive_seed(self._seed, "step", number))
+        seed_generators(derive_seed(self._seed, "step", number), self._device)
         count = len(images)
         self._draws.draw(number, count, self._device)
         total = torch.zeros((), device=self._device)

@@ -6,6 +6,7 @@ import torch
 
 from fastvim.training.evaluation import evaluate_run
 from fastvim.training.run import Interrupted, train_run
+from fastvim.training.seeds import seed_generators
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,6 +30,14 @@ def test_a_stopped_run_goes_on(settings, tmp_path, precision):
     assert np.isfinite(history["loss"]).all()
     again = evaluate_run(tmp_path)["metrics"]
     assert again["top1"] == pytest.approx(result["metrics"]["top1"], abs=5)
+
+
+def test_generators_are_seeded_as_by_torch():
+    places = ["cpu", "cuda"]
+    seed_generators(5, torch.device("cuda"))
+    drawn = [torch.rand(4, device=place).tolist() for place in places]
+    torch.manual_seed(5)
+    assert drawn == [torch.rand(4, device=place).tolist() for place in places]
 
 
 def test_divergence_is_found_at_its_step(settings, tmp_path):

@@ -4,6 +4,7 @@ import torch
 from fastvim import tasks
 from fastvim.data import load
 from fastvim.data.mixing import create_mixing
+from fastvim.training.seeds import seed_generators
 from fastvim.training.trainer import Trainer
 
 
@@ -72,6 +73,22 @@ def test_drop_path_draws_belong_to_the_step_and_the_image(settings):
         trainer = new_trainer(arguments, data)
         losses.append(trainer.accumulate(step, images, targets).item())
     assert losses[0] == losses[2] != losses[1]
+
+
+def test_what_else_a_model_draws_depends_on_the_step(settings):
+    arguments = settings(model={"drop_path_rate": 0}, micro_batch_size=None)
+    data, (images, targets) = one_batch(arguments)
+    trainer = new_trainer(arguments, data)
+    trainer.model.head = torch.nn.Sequential(torch.nn.Dropout(0.5), trainer.model.head)
+    losses = [trainer.accumulate(step, images, targets).item() for step in (5, 6, 5)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_generators_are_seeded_as_by_torch():
+    seed_generators(2**62 + 5, torch.device("cpu"))
+    drawn = torch.rand(4)
+    torch.manual_seed(2**62 + 5)
+    assert torch.equal(drawn, torch.rand(4))
 
 
 def test_drop_path_keeps_the_expectation():
