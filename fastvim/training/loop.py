@@ -20,6 +20,9 @@ from fastvim.training.trainer import StepResult, Trainer
 
 # Points of each of the recorder's curves in TensorBoard, at most: there are hundreds of curves.
 RECORDER_POINTS = 200
+# What is recorded reaches the files at least so often, or with the next step where that takes
+# longer: `fastvim status`, `fastvim logs review --follow` and TensorBoard read them meanwhile.
+FLUSH_SECONDS = 1.0
 
 
 class Interrupted(Exception):
@@ -67,7 +70,7 @@ class Loop:
         # Of the pending batches, the places of their images in the split.
         self._places: list[Tensor] = []
         self._earlier_seconds = progress.seconds
-        self._began = self._mark = time.perf_counter()
+        self._began = self._mark = self._flushed = time.perf_counter()
 
     def run(self) -> int | None:
         """Train to the end; the step whose loss was no number, or None.
@@ -228,6 +231,9 @@ class Loop:
         self._mark = now
         if step % self._recipe.log_every == 0 or ended:
             self._show(row, rate)
+        if now - self._flushed >= FLUSH_SECONDS:
+            self._history.flush()
+            self._flushed = now
         return None
 
     def _show(self, row: dict, rate: float | None) -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastvim.errors import UserError
 from fastvim.training.evaluation import evaluate_run
+from fastvim.training.loop import FLUSH_SECONDS
 from fastvim.training.run import Interrupted, train_run
 
 STEPS = 12
@@ -44,6 +46,24 @@ def test_result_says_what_came_out(finished):
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
     assert environment["threads"] == torch.get_num_threads()
+
+
+def test_what_is_recorded_is_seen_while_it_runs(settings, tmp_path):
+    seen = []
+
+    def look():
+        """Called after every step, before it is recorded."""
+        rows = (tmp_path / "history.csv").read_text().splitlines()[1:]
+        (events,) = tmp_path.glob("events.out.tfevents.*")
+        seen.append((len(rows), events.read_bytes().count(b"train/loss")))
+        if len(seen) == 2:
+            time.sleep(FLUSH_SECONDS)
+        return len(seen) == 3
+
+    with pytest.raises(Interrupted):
+        train_run(**settings(checkpoint_every=100), directory=tmp_path, should_stop=look)
+    # Step 2 was recorded and, as every second step, put into TensorBoard's file.
+    assert seen[2] == (2, 1)
 
 
 def test_history_has_every_step(finished):
