@@ -8,6 +8,7 @@ from torch import Tensor
 from fastvim.kernels.native import (
     LIBRARY,
     BlockCall,
+    MagnitudesCall,
     MixerCall,
     NormCall,
     ScanCall,
@@ -20,7 +21,7 @@ _POOLING = {"mean": 1, "sum": 2, "max": 3}
 
 def run(
     name: str,
-    call: ScanCall | ScanGradients | MixerCall | NormCall | BlockCall,
+    call: ScanCall | ScanGradients | MixerCall | NormCall | MagnitudesCall | BlockCall,
     dtype: torch.dtype,
 ) -> None:
     status = getattr(LIBRARY, name)(call, dtype == torch.float64)

@@ -78,6 +78,12 @@ class NormCall(ctypes.Structure):
     )
 
 
+class MagnitudesCall(ctypes.Structure):
+    """`MagnitudesCall` of csrc/interface.h."""
+
+    _fields_ = _fields("tensors threads | x sizes y")
+
+
 class BlockCall(ctypes.Structure):
     """`BlockCall` of csrc/interface.h."""
 
@@ -101,6 +107,7 @@ _ENTRIES = {
     "fastvim_mixer_convolve_backward": MixerCall,
     "fastvim_norm_forward": NormCall,
     "fastvim_norm_backward": NormCall,
+    "fastvim_magnitudes": MagnitudesCall,
     "fastvim_block_forward": BlockCall,
     "fastvim_block_space": BlockCall,
 }

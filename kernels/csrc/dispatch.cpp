@@ -117,6 +117,10 @@ EXPORT int fastvim_norm_backward(const NormCall* call, int is_double) {
   return level->kernels->norm_backward[is_double](*call);
 }
 
+EXPORT int fastvim_magnitudes(const MagnitudesCall* call, int is_double) {
+  return level->kernels->magnitudes[is_double](*call);
+}
+
 // The bytes that fastvim_block_forward wants as `space`.
 EXPORT int64_t fastvim_block_space(const BlockCall* call, int is_double) {
   return level->kernels->block_space[is_double](*call);

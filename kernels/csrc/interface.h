@@ -68,6 +68,14 @@ struct NormCall {
   void *grad_x, *grad_weight;
 };
 
+// `tensors` contiguous tensors of `sizes` elements each, of which none is empty.
+struct MagnitudesCall {
+  int64_t tensors, threads;
+  const void* const* x;  // (tensors)
+  const int64_t* sizes;  // (tensors)
+  void* y;               // (tensors, 3): the least and the greatest number, and the norm
+};
+
 // A residual block without gradients. Of `mixer` the sizes, settings, tables and weights count.
 struct BlockCall {
   MixerCall mixer;
@@ -95,6 +103,7 @@ struct Kernels {
   int (*mixer_convolve_backward[2])(const MixerCall&);
   int (*norm_forward[2])(const NormCall&);
   int (*norm_backward[2])(const NormCall&);
+  int (*magnitudes[2])(const MagnitudesCall&);
   int64_t (*block_space[2])(const BlockCall&);
   int (*block_forward[2])(const BlockCall&);
 };

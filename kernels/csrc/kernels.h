@@ -7,6 +7,7 @@
 #include "mixer.h"
 #include "mixer_backward.h"
 #include "norm.h"
+#include "magnitudes.h"
 #include "product.h"
 #include "block.h"
 
@@ -22,6 +23,7 @@ const Kernels kernels = {
     {mixer_convolve_backward<float>, mixer_convolve_backward<double>},
     {norm_forward<float>, norm_forward<double>},
     {norm_backward<float>, norm_backward<double>},
+    {magnitudes<float>, magnitudes<double>},
     {block_space<float>, block_space<double>},
     {block_forward<float>, block_forward<double>},
 };
