@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvim.files import write_atomic
+from fastvim.kernels.magnitudes import magnitudes
 from fastvim.models.backbone import Block
 from fastvim.models.mixer import Mixer
 from fastvim.stability.attribution import (
@@ -28,15 +28,10 @@ from fastvim.stability.attribution import (
 )
 from fastvim.stability.detector import SpikeDetector
 from fastvim.stability.episodes import NONFINITE, Event
+from fastvim.training.scan_again import deltas_and_states
 
 FOLDER = "episodes"
 RING = 64
-# No kernel keeps delta and the states, so they are computed again, for the first image of a
-# forward pass: delta at about so many steps of the scan, evenly spaced...
-REPEATED_IMAGES = 1
-DELTA_STEPS = 8
-# ... and the state for so many channels, evenly spaced, after the last step of each direction.
-STATE_CHANNELS = 32
 # The update-to-weight ratio is taken over the first entries of every parameter.
 SAMPLE = 1024
 # In the order in which a block computes them.
@@ -59,21 +54,11 @@ LOGGED = ("loss", "gradient norm")
 RANKED = 20
 
 
-class Magnitudes(NamedTuple):
-    """The least and the greatest number of a tensor, its norm (all scalars), and its size."""
+class Measured(NamedTuple):
+    """What `magnitudes` says of a tensor that is not kept, (3,), and the tensor's size."""
 
-    low: Tensor
-    high: Tensor
-    norm: Tensor
+    values: Tensor
     size: int
-
-
-def magnitudes(tensor: Tensor) -> Magnitudes:
-    """Two passes over the tensor without a temporary, neither of which loses a NaN."""
-    # PyTorch's infinity norm takes twenty times as long on a CPU.
-    kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    norm = torch.linalg.vector_norm(tensor, dtype=kind)
-    return Magnitudes(*torch.aminmax(tensor), norm, tensor.numel())
 
 
 class Recorder:
@@ -98,9 +83,9 @@ class Recorder:
         ] + list(WHOLE)
         self._watching = False
         self._passes: list[Tensor] = []
-        # Of a forward pass: what a block scanned, and its other TENSORS or their magnitudes.
+        # Of a forward pass: each block's pooled steps, and its other TENSORS or what they measured.
         self._scans: list[tuple[Mixer, Tensor]] = []
-        self._found: list[Tensor | Magnitudes] = []
+        self._found: list[Tensor | Measured] = []
         self._sample: Tensor | None = None
         self._pending: list[Tensor] = []
         self._samples: list[Tensor] = []
@@ -124,17 +109,19 @@ class Recorder:
 
     def before_step(self) -> None:
         """Call before anything of a step."""
-        self._passes = []
         self._sample = torch.cat(self._heads)
 
     def after_step(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Call when the optimiser has stepped. Nothing is read from the device."""
-        change = torch.cat(self._heads) - self._sample
-        ratio = torch.linalg.vector_norm(change) / torch.linalg.vector_norm(self._sample)
+        # Nothing stays from step to step, which would count in the peak memory of the next.
+        before, self._sample = self._sample, None
+        measured, self._passes = self._passes, []
+        change = torch.cat(self._heads) - before
+        ratio = torch.linalg.vector_norm(change) / torch.linalg.vector_norm(before)
         whole = torch.stack([loss, grad_norm, ratio]).float()
-        if self._passes:
+        if measured:
             # (passes, tensors, 2): equal passes, so the mean square is the mean of theirs.
-            passes = torch.stack(self._passes)
+            passes = torch.stack(measured)
             rms = passes[:, :, 0].double().square().mean(0).sqrt().float()
             both = torch.stack([rms, passes[:, :, 1].amax(0)], dim=1)
             whole = torch.cat([both.flatten(), whole])
@@ -196,7 +183,7 @@ class Recorder:
 
     def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
         if self._watching:
-            self._scans.append((mixer, pooled[:, :REPEATED_IMAGES].detach()))
+            self._scans.append((mixer, pooled))
             self._see(scanned)
             self._see(gated)
 
@@ -207,8 +194,7 @@ class Recorder:
     def _see(self, tensor: Tensor) -> None:
         # The backward pass keeps the tensor anyway, unless the block will be computed again.
         again = getattr(self._model, "grad_checkpointing", False)
-        tensor = tensor.detach()
-        self._found.append(magnitudes(tensor) if again else tensor)
+        self._found.append(Measured(magnitudes([tensor])[0], tensor.numel()) if again else tensor)
 
     @torch.no_grad()
     def measured(self) -> Tensor:
@@ -217,12 +203,16 @@ class Recorder:
         # times as long.
         scans, found, self._scans, self._found = self._scans, self._found, [], []
         parts = []
-        for block, (mixer, u) in enumerate(scans):
-            parts += [*_delta_and_state(mixer, u), *found[3 * block : 3 * block + 3]]
-        parts = [magnitudes(part) if isinstance(part, Tensor) else part for part in parts]
-        scalars = torch.stack([scalar for part in parts for scalar in part[:3]]).float()
-        low, high, norms = scalars.view(-1, 3).unbind(1)
-        sizes = torch.tensor([part.size for part in parts], dtype=torch.float32)
+        # No kernel keeps delta and the states: those of the first image are computed again.
+        first = [(mixer, pooled[:, 0]) for mixer, pooled in scans]
+        for block, repeated in enumerate(deltas_and_states(first)):
+            parts += [*repeated, *found[3 * block : 3 * block + 3]]
+        kept = [part for part in parts if isinstance(part, Tensor)]
+        rows = iter(magnitudes(kept))
+        rows = [next(rows) if isinstance(part, Tensor) else part.values for part in parts]
+        low, high, norms = torch.stack(rows).unbind(1)
+        counts = [part.numel() if isinstance(part, Tensor) else part.size for part in parts]
+        sizes = torch.tensor(counts, dtype=torch.float32)
         rms = norms / sizes.sqrt().to(norms.device, non_blocking=True)
         largest = torch.maximum(high, -low)
         # The squares of float32 numbers overflow long before the numbers do.
@@ -283,34 +273,3 @@ def _tag(quantity: Quantity) -> str:
 def _plain(value: np.float32) -> float | str:
     """Six digits; JSON has no NaN and no infinity, so these are text."""
     return float(f"{value:.6g}") if np.isfinite(value) else str(value)
-
-
-def _delta_and_state(mixer: Mixer, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Delta (2, b, s, D) and the last states (2, b, c, N) of the scans of u (2, b, S, D).
-
-    The recurrence h_s = exp(delta_s A) h_{s-1} + delta_s B_s u_s has the closed form
-    h_S = sum over s of exp(A (delta_{s+1} + ... + delta_S)) delta_s B_s u_s, which needs no loop
-    over the steps. The reverse direction ends at step 0.
-    """
-    rank, states = mixer.dt_proj.shape[2], mixer.A_log.shape[2]
-    with torch.autocast(u.device.type, enabled=False):
-        x_proj = mixer.x_proj[:, : rank + states].to(u.dtype)
-        projected = (u.flatten(1, 2) @ x_proj.transpose(1, 2)).unflatten(1, u.shape[1:3])
-        steps = slice(None, None, max(1, u.shape[2] // DELTA_STEPS))
-        channels = slice(None, None, max(1, u.shape[3] // STATE_CHANNELS))
-        delta = _delta(mixer, projected[:, :, steps, :rank], slice(None))
-        lengths = _delta(mixer, projected[..., :rank], channels).float()
-        passed = lengths.cumsum(2)
-        after = torch.stack([passed[0, :, -1:] - passed[0], passed[1] - lengths[1]])
-        A = -torch.exp(mixer.A_log[:, None, None, channels])
-        decay = torch.exp(after.clamp(min=0)[..., None] * A)
-        entered = (lengths * u[..., channels])[..., None] * projected[..., None, rank:]
-        return delta, (decay * entered).sum(2)
-
-
-def _delta(mixer: Mixer, low_rank: Tensor, channels: slice) -> Tensor:
-    """Delta (2, b, S, c) of some channels from its projection (2, b, S, rank)."""
-    dt_proj = mixer.dt_proj[:, channels].to(low_rank.dtype).transpose(1, 2)
-    dt_bias = mixer.dt_bias[:, None, channels].to(low_rank.dtype)
-    delta = torch.baddbmm(dt_bias, low_rank.flatten(1, 2), dt_proj)
-    return F.softplus(delta).unflatten(1, low_rank.shape[1:3])
