@@ -4,13 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fastvim.errors import UserError, nearest
+from fastvim.errors import UserError
 from fastvim.experiments.schema import RunConfig
 from fastvim.models.config import TIMM_PREFIX
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fastvim.experiments.settings import Setting
 
 
@@ -30,42 +28,20 @@ def patch_warning(config: RunConfig, origins: "Mapping[str, Setting]") -> str | 
 
 def check_timm(config: RunConfig, origins: "Mapping[str, Setting]") -> None:
     """UserError, at the place of a setting, where timm cannot build the model as asked."""
-    import timm
+    from fastvim.models.timm_peers import outline, unfitting_patches
 
-    name = config.model_name.removeprefix(TIMM_PREFIX)
     place = origins["model.name"].place
-    if not timm.is_model(name):
-        raise UserError(
-            f"{place}: model.name = 'timm/{name}': timm has no model of that name"
-            f"{nearest(name, timm.list_models())}"
-        )
+    settings = config.nested()["model"]
+    name = settings.pop("name")
     try:
-        model = _built(config)
+        model = outline(name, settings)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from error
-    embedding = getattr(model, "patch_embed", None)
-    patch = getattr(embedding, "patch_size", None)
-    if not isinstance(patch, tuple) or getattr(embedding, "dynamic_img_pad", False):
-        return
-    if any(size % side for size, side in zip(config.model.image_size, patch, strict=False)):
+        raise UserError(f"{place}: model.name: {error}") from error
+    patch = unfitting_patches(model, config.model.image_size)
+    if patch is not None:
         size = " x ".join(map(str, config.model.image_size))
         raise UserError(
-            f"{origins['model.patch_size'].place or place}: model.name = 'timm/{name}': patches of "
+            f"{origins['model.patch_size'].place or place}: model.name = {name!r}: patches of "
             f"{patch[0]} pixels do not divide images of {size}, whose rest it would not see; set "
             "model.patch_size or data.image_size"
         )
-
-
-def _built(config: RunConfig) -> "nn.Module":
-    import torch
-
-    from fastvim.tasks.classification import create
-
-    settings = config.nested()["model"]
-    del settings["name"]
-    try:
-        with torch.device("meta"):  # Shapes alone: no memory and hardly any time.
-            return create(config.model_name, settings, seed=0)
-    except UserError:
-        # Some models look at numbers while they are built.
-        return create(config.model_name, settings, seed=0)

@@ -6,10 +6,11 @@ import torch
 import yaml
 from torch import nn
 
-from fastvim.errors import UserError, nearest
+from fastvim.errors import UserError
 from fastvim.models.backbone import VisionMamba
 from fastvim.models.config import TIMM_PREFIX, ModelConfig
 from fastvim.models.presets import resolve_config
+from fastvim.models.timm_peers import create_timm, outline, unfitting_patches
 
 
 def check(names: Sequence[str], resolutions: Sequence[int]) -> None:
@@ -28,7 +29,7 @@ def build(name: str, resolution: int, device: torch.device) -> nn.Module:
     Settings of a preset may follow its name: `fastvim_tiny:post_ssm_norm=false`.
     """
     if name.startswith(TIMM_PREFIX):
-        return _timm(name, resolution).to(device)
+        return create_timm(name, {"image_size": (resolution, resolution)}).to(device)
     return VisionMamba(_config(name, resolution)).to(device)
 
 
@@ -55,23 +56,10 @@ def _setting(text: str) -> tuple[str, object]:
         raise UserError(f"{text!r}: {value!r} is not a value") from None
 
 
-def _timm(name: str, resolution: int) -> nn.Module:
-    import timm
-
-    bare = name.removeprefix(TIMM_PREFIX)
-    if not timm.is_model(bare):
-        raise UserError(f"timm has no model {bare!r}{nearest(bare, timm.list_models())}")
-    try:
-        return timm.create_model(bare, img_size=resolution)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError(f"{name} cannot be built at {resolution} pixels: {error}") from None
-
-
 def _check_timm(name: str, resolution: int) -> None:
-    with torch.device("meta"):
-        model = _timm(name, resolution)
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1, 1)
-    if any(resolution % side for side in patch):
+    size = (resolution, resolution)
+    patch = unfitting_patches(outline(name, {"image_size": size}), size)
+    if patch is not None:
         raise UserError(
             f"{name}: {resolution} pixels are not divided by its patches of {patch[0]}; "
             f"the nearest that fits is {max(1, round(resolution / patch[0])) * patch[0]}"

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from fastvim.errors import UserError, nearest
+from fastvim.errors import UserError
 from fastvim.models import create_model
 from fastvim.models.config import TIMM_PREFIX
-
-_TIMM_NAMES = {"image_size": "img_size", "in_channels": "in_chans"}
+from fastvim.models.timm_peers import create_timm, try_image
 
 
 @dataclass(frozen=True)
@@ -112,31 +110,11 @@ def create(name: str, settings: dict, seed: int) -> nn.Module:
     """A model with `settings` that `fitted` has completed. UserError where timm cannot build it."""
     if not name.startswith(TIMM_PREFIX):
         return create_model(name, seed=seed, **settings)
-    options = {
-        _TIMM_NAMES.get(key, key): value for key, value in settings.items() if value is not None
-    }
-    if options.pop("class_token", None) == "none":
-        # Mean pooling of normalised tokens, as of a masked autoencoder's encoder.
-        options |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     image = torch.zeros(1, settings["in_channels"], *settings["image_size"])
     torch.manual_seed(seed)
     try:
-        model = _timm_model(name.removeprefix(TIMM_PREFIX), options)
-        # Many of timm's models find out only now that an image does not fit them.
-        with torch.no_grad():
-            model.eval()(image)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        known = [TIMM_PREFIX + model for model in timm.list_models()]
-        close = "" if name in known else nearest(name, known)
-        raise UserError(f"model.name: timm cannot build {name!r}{close}: {error}") from error
-    return model.train()
-
-
-def _timm_model(name: str, options: dict) -> nn.Module:
-    try:
-        return timm.create_model(name, **options)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-        # Convolutional networks take any image size and have no such argument.
-        return timm.create_model(name, **{k: v for k, v in options.items() if k != "img_size"})
+        model = create_timm(name, settings)
+        try_image(model, name, image)
+    except UserError as error:
+        raise UserError(f"model.name: {error}") from error
+    return model

@@ -89,6 +89,12 @@ def test_parts_of_a_block_that_is_another_chain_are_refused():
         block_stages(create_model("fastvim_femto", pooling="attention"), 1)
 
 
+def test_a_network_that_takes_any_size_is_measured_beside_the_others():
+    check(["timm/resnet10t"], [57])
+    ((row,),) = Study(["timm/resnet10t"], CPU, batch=1, repeats=1).measure([57])
+    assert row.problem is None and set(row.seconds) == {"forward", "training"}
+
+
 def test_counts_of_operations_differ_by_what_is_said():
     model = create_model("fastvim_femto", pooling="attention")
     norms = 2 * 5 * 196 * 64 / 1e9  # The mixers run in PyTorch, whose norms fvcore counts.
@@ -239,7 +245,7 @@ def test_batches_shrink_with_the_pixels():
     [
         ("fastvim_tny", "did you mean 'fastvim_tiny'"),
         ("fastvim_tiny:norm", "not a setting"),
-        ("timm/deit_tny_patch16_224", "did you mean 'deit_tiny_patch16_224'"),
+        ("timm/deit_tny_patch16_224", "did you mean 'timm/deit_tiny_patch16_224'"),
     ],
 )
 def test_unknown_models_are_named(name, message):
