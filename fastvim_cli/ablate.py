@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -97,32 +98,36 @@ def _print_plan(plan, runs, store, jobs: int) -> None:
     import torch
 
     from fastvim.experiments.estimate import estimate, seconds_side_by_side
+    from fastvim.experiments.store import FINAL
     from fastvim.experiments.workers import threads_each
     from fastvim_cli.display import console, duration, table
 
-    rows = table("run", "state", ">time", "rests on", "folder")
-    if jobs > 1:  # A step is tried out with the threads that a run will have.
-        torch.set_num_threads(threads_each(jobs))
-    estimates = estimate(runs, store)
-    counts: dict[str, int] = {}
+    states, folders = {}, {}
     for run in runs:
         record, problems = store.lookup(run)
         elsewhere = store.elsewhere(run) if record is None else None
-        state = f"{elsewhere.state} elsewhere" if elsewhere else store.state(run)
-        counts[state] = counts.get(state, 0) + 1
-        guess = estimates.get(run.identity)
-        time = duration(guess.seconds) if guess else "-"
-        folder = record.directory.name if record else run.directory_name
+        states[run.identity] = f"{elsewhere.state} elsewhere" if elsewhere else store.state(run)
+        folders[run.identity] = record.directory.name if record else run.directory_name
         if elsewhere:  # It will be taken from there, not trained again.
-            folder = os.path.relpath(elsewhere.directory)
-        rows.add_row(run.name, state, time, guess.basis if guess else "", folder)
+            folders[run.identity] = os.path.relpath(elsewhere.directory)
         for problem in problems:
             click.echo(f"skipped: {problem}", err=True)
+    if jobs > 1:  # A step is tried out with the threads that a run will have.
+        torch.set_num_threads(threads_each(jobs))
+    estimates = estimate(
+        [run for run in runs if states[run.identity].split()[0] not in FINAL], store
+    )
+    rows = table("run", "state", ">time", "rests on", "folder")
+    for run in runs:
+        guess = estimates.get(run.identity)
+        time, basis = (duration(guess.seconds), guess.basis) if guess else ("-", "")
+        rows.add_row(run.name, states[run.identity], time, basis, folders[run.identity])
     out = console()
     out.print(f"{plan.experiment.name}, profile {plan.profile}, into {store.output}", markup=False)
     out.print(rows)
     known = [guess.seconds for guess in estimates.values() if guess.seconds is not None]
     missing = len(estimates) - len(known)
+    counts = Counter(states.values())
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     together = seconds_side_by_side(known, jobs)
     left = duration(together) if known else ("nothing" if not estimates else "unknown")

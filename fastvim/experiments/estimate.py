@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastvim.experiments.identity import WITHOUT_EFFECT
 from fastvim.experiments.plan import loaded
 from fastvim.experiments.schema import RunConfig
-from fastvim.experiments.store import FINAL, Run, RunRecord, Store
+from fastvim.experiments.store import Run, RunRecord, Store
 
 # Images of a step that is tried out; more than a step's own are not.
 MEASURED_BATCH = 64
@@ -35,13 +35,11 @@ def seconds_side_by_side(seconds: Iterable[float], jobs: int) -> float:
 
 
 def estimate(runs: Iterable[Run], store: Store) -> dict[str, Estimate]:
-    """Identity -> estimate, for the runs that are not finished. Writes nothing."""
+    """Identity -> estimate of each of `runs`, which are to be trained. Writes nothing."""
     earlier = _earlier(store)
     measured: dict[str, Estimate] = {}
     found = {}
     for run in runs:
-        if store.state(run) in FINAL or store.elsewhere(run) is not None:
-            continue
         key = _key(run.config)
         if key in earlier:
             found[run.identity] = Estimate(earlier[key], "an earlier run")
