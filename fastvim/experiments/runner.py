@@ -67,16 +67,20 @@ class StopRequest:
 
     @contextmanager
     def listening(self, notify: Callable[[], None]) -> Iterator["StopRequest"]:
-        """Listen inside the `with` block; `notify` is called at the first signal."""
+        """Listen inside the `with` block; `notify` is called once at the first signal.
+
+        In a thread of its own: rich would print a line that the signal interrupts once more.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
+        notice = threading.Thread(target=notify)
 
         def handle(number: int, frame: object) -> None:
             if self.signal is not None:
                 raise KeyboardInterrupt
             self.signal = number
-            notify()
+            notice.start()
 
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:
@@ -86,6 +90,8 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if notice.ident is not None:
+                notice.join()
 
 
 def failures(store: Store, runs: Iterable[Run]) -> dict[str, int]:
