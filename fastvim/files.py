@@ -32,3 +32,12 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete what `write_atomic` was writing under `folder` when its process was killed.
+
+    Nobody may be writing there.
+    """
+    for path in folder.rglob(".*.????????"):
+        path.unlink(missing_ok=True)

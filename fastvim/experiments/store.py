@@ -18,7 +18,7 @@ from typing import Any
 
 from fastvim.errors import UserError
 from fastvim.experiments.schema import RunConfig
-from fastvim.files import write_atomic
+from fastvim.files import delete_unfinished, write_atomic
 from fastvim.tasks import TASKS
 
 FORMAT = 1
@@ -165,6 +165,7 @@ class Store:
         """The directory to train `run` in, with its config.json; call with the lock held."""
         record, _ = self.lookup(run)
         if record is not None:
+            delete_unfinished(record.directory)
             return record.directory
         directory = self.runs / run.directory_name
         for number in range(2, 1000):
@@ -172,6 +173,7 @@ class Store:
                 break
             # A broken directory is left as it is, for its owner to look at.
             directory = self.runs / f"{run.directory_name}-{number}"
+        delete_unfinished(directory)
         content = {
             "format": FORMAT,
             "variant": run.variant,

@@ -22,8 +22,14 @@ INTERRUPTED = 130
 
 def describe_work(output: Path, runs: list[Run], failed_before: dict[str, int]) -> str:
     """What `main` reads."""
-    described = [_described(run) for run in runs]
-    return json.dumps({"output": str(output), "runs": described, "failed_before": failed_before})
+    return json.dumps(
+        {
+            "output": str(output),
+            "runs": [_described(run) for run in runs],
+            "failed_before": failed_before,
+            "parent": os.getpid(),
+        }
+    )
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -53,29 +59,31 @@ def main() -> int:
     os.dup2(2, 1)
     work = json.load(sys.stdin)
     runs = [_run(item) for item in work["runs"]]
-    parent = os.getppid()
     stop = StopRequest()
+    tell = _Teller(events, runs)
+
+    def should_stop() -> bool:
+        return stop() or tell.unheard or os.getppid() != work["parent"]
+
     try:
         with stop.listening(lambda: None):
-            carry_out(
-                runs,
-                Store(Path(work["output"])),
-                _Teller(events, runs),
-                lambda: stop() or os.getppid() != parent,
-                work["failed_before"],
-            )
-    except (Stopped, KeyboardInterrupt, BrokenPipeError):
+            carry_out(runs, Store(Path(work["output"])), tell, should_stop, work["failed_before"])
+    except (Stopped, KeyboardInterrupt):
         return INTERRUPTED
     except UserError as error:
-        _write(events, {"event": "fatal", "message": str(error)})
+        tell({"event": "fatal", "message": str(error)})
         return 2
     return 0
 
 
 class _Teller:
-    """Writes events with the number of their run, steps only now and then."""
+    """Writes events with the number of their run, steps only now and then.
+
+    `unheard`: nobody reads them any more.
+    """
 
     def __init__(self, stream: TextIO, runs: list[Run]):
+        self.unheard = False
         self._stream = stream
         self._number = {run.identity: number for number, run in enumerate(runs)}
         self._last_step = 0.0
@@ -94,7 +102,10 @@ class _Teller:
             if number is None:  # A pretraining that had been finished before: no work of ours.
                 return
             event = {**event, "run": number}
-        _write(self._stream, event)
+        try:
+            _write(self._stream, event)
+        except BrokenPipeError:  # No fault of the run that tells: it is to stop, not to fail.
+            self.unheard = True
 
 
 def _write(stream: TextIO, event: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ from fastvim.experiments.worker import INTERRUPTED, describe_work
 
 POLL_SECONDS = 0.2
 LAST_LINES = 8
+# So many workers killed before they had a run, one after the other: the next would be too.
+MOST_LOST = 3
 
 
 @dataclass
@@ -81,17 +83,19 @@ class _Pool:
     def __init__(self, store: Store, runs: list[Run], listen: Listener, failed: dict[str, int]):
         self.store, self.runs, self.listen, self.failed_before = store, runs, listen, failed
         self.told: set[str] = set()
+        self.lost = 0
         self.events: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
 
     def run(self, jobs: int, threads: int, should_stop: Callable[[], bool]) -> None:
         workers = [self._start(threads) for _ in range(jobs)]
-        asked = False
+        asked, problem = False, None
         try:
             while not all(worker.ended for worker in workers):
-                if should_stop() and not asked:
+                if (should_stop() or problem is not None) and not asked:
                     asked = True
                     for worker in workers:
-                        _signal(worker, signal.SIGINT)
+                        # SIGINT is ignored by what a script runs in the background.
+                        _signal(worker, signal.SIGTERM)
                 try:
                     worker, event = self.events.get(timeout=POLL_SECONDS)
                 except queue.Empty:
@@ -102,16 +106,21 @@ class _Pool:
                 worker.ended = True
                 code = worker.process.wait()
                 if worker.fatal is not None:
-                    raise UserError(worker.fatal)
-                if code not in (0, INTERRUPTED):
-                    self._died(worker, code)
-                    if not asked:
+                    problem = worker.fatal
+                elif code not in (0, INTERRUPTED):
+                    if worker.current is not None:
+                        self._record_death(worker, code)
+                    elif not asked:
+                        problem = self._hopeless(worker, code)
+                    if not asked and problem is None:
                         workers.append(self._start(threads))
         finally:
             for worker in workers:
                 _signal(worker, signal.SIGKILL)
                 worker.process.wait()
                 worker.errors.close()
+        if problem is not None:
+            raise UserError(problem)
         if asked:
             raise Stopped
 
@@ -143,7 +152,8 @@ class _Pool:
 
     def _read(self, worker: _Worker) -> None:
         for line in worker.process.stdout:
-            self.events.put((worker, json.loads(line)))
+            if line.endswith("\n"):  # Killed in mid-sentence otherwise.
+                self.events.put((worker, json.loads(line)))
         self.events.put((worker, None))
 
     def _handle(self, worker: _Worker, event: dict[str, Any]) -> None:
@@ -153,6 +163,7 @@ class _Pool:
         if kind == "fatal":
             worker.fatal = event["message"]
         elif kind == "begin":
+            self.lost = 0
             worker.current = event["run"]
             self.listen(event)
         elif kind == "end":
@@ -163,26 +174,37 @@ class _Pool:
 
     def _tell_end(self, run: Run) -> None:
         """Tell the end of a run once, though every worker comes upon it."""
-        if run.identity in self.told:
+        record, _ = self.store.lookup(run)
+        if run.identity in self.told or record is None or record.state == "started":
             return
         self.told.add(run.identity)
-        record, _ = self.store.lookup(run)
-        if record is not None:
-            message = str(record.result.get("error", ""))
-            outcome = Outcome(run, record.state, False, record.directory, message)
-            self.listen({"event": "end", "run": run, "outcome": outcome})
+        message = str(record.result.get("error", ""))
+        outcome = Outcome(run, record.state, False, record.directory, message)
+        self.listen({"event": "end", "run": run, "outcome": outcome})
 
-    def _died(self, worker: _Worker, code: int) -> None:
-        worker.errors.seek(0)
-        last = "".join(worker.errors.readlines()[-LAST_LINES:]).strip()
-        cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        if worker.current is None:
-            raise UserError(f"a worker process ended ({cause}): {last or 'no message'}")
+    def _record_death(self, worker: _Worker, code: int) -> None:
+        """The run that died with its worker failed, unless another worker goes on with it."""
+        cause, last = _last_words(worker, code)
         with self.store.lock(worker.current) as held:
             record, _ = self.store.lookup(worker.current)
             if held and record is not None and record.state not in FINAL:
                 record_failure(record.directory, f"its process ended ({cause}). {last}".strip())
         self._tell_end(worker.current)
+
+    def _hopeless(self, worker: _Worker, code: int) -> str | None:
+        """Of a worker that ended before it had a run: why there is no use in another, if so."""
+        self.lost += 1
+        if code < 0 and self.lost < MOST_LOST:
+            return None
+        cause, last = _last_words(worker, code)
+        return f"a worker process ended ({cause}): {last or 'no message'}"
+
+
+def _last_words(worker: _Worker, code: int) -> tuple[str, str]:
+    """Why a process ended, and the last lines that it wrote to standard error."""
+    worker.errors.seek(0)
+    last = "".join(worker.errors.readlines()[-LAST_LINES:]).strip()
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}", last
 
 
 def _signal(worker: _Worker, number: int) -> None:
