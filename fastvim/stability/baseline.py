@@ -100,6 +100,13 @@ class Baseline:
         height = CREPT_HEIGHT * max(self.best_sigma, self._floor())
         return self.best + max(CREPT_SHARE * (self.first_level - self.best), height)
 
+    @property
+    def limit(self) -> float:
+        """The value above which one is an outlier now; NaN before there is one."""
+        if self.age < self.settings.young or self.sigma <= 0:
+            return math.nan
+        return self.level + min(self.bias, 0.0) + self.threshold * self.sigma
+
     def height(self, value: float) -> float:
         """Robust deviations of `value` above the level; NaN before there is one."""
         excess = value - self.level - min(self.bias, 0.0)

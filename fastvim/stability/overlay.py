@@ -16,45 +16,69 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastvim.files import write_atomic
-from fastvim.stability.curves import current
-from fastvim.stability.readers import REVIEWED
+from fastvim.stability.curves import current, envelope
+from fastvim.stability.readers import EVENTS, REVIEWED
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, number, steps, words
 
-# Values of an episode that an overlay draws at most.
-EPISODE_POINTS = 300
+# TensorBoard keeps so many points of a curve, chosen at random where there are more.
+MOST_POINTS = 1000
 
 
 def write_overlay(reviews: list[Review], folder: Path) -> list[Path]:
-    """A run below `folder` for each log: the trend, the episodes' own values, and a table.
+    """A run below `folder` for each log: above what a value is an outlier, the values of the
+    episodes, and a table of them.
 
     The scalars have the tags of the log, so TensorBoard draws them in the same charts when
-    `folder` is below its `--logdir`. Returns the files. Raises UserError if one cannot be written.
+    `folder` is below its `--logdir`; the order in which it draws is its own, and a line above the
+    noise is seen in any. A log that is no event file gets a run for its curve too. An earlier
+    review's files are replaced. Returns the files. Raises UserError if one cannot be written.
     """
     files: dict[Path, list[Review]] = {}
     for entry in reviews:
         log = label(entry, reviews).removesuffix(f" {entry.curve.tag}")
         name = re.sub(r"[^\w.-]+", "_", log).strip("_.") or "log"
-        files.setdefault(folder / f"{name}-episodes", []).append(entry)
+        files.setdefault(folder / name, []).append(entry)
     written = []
     for place, entries in files.items():
-        now = time.time()
-        path = place / f"events.out.tfevents.{int(now)}.{REVIEWED}"
-        write_atomic(path, _records(entries, now))
-        written.append(path)
+        path = Path(entries[0].curve.path)
+        if not path.is_dir() and EVENTS not in path.name:
+            curves = [(entry.curve.tag, *_curve(entry)) for entry in entries]
+            written.append(_write(place, _scalars(curves)))
+        overlay = _scalars([(entry.curve.tag, *overlay_points(entry)) for entry in entries])
+        overlay += [(0, _text(entry)) for entry in entries]
+        written.append(_write(place.with_name(f"{place.name}-episodes"), overlay))
     return written
 
 
-def _records(entries: list[Review], now: float) -> bytes:
-    buffer = io.BytesIO()
+def _write(place: Path, records: list[tuple[float, Summary.Value]]) -> Path:
+    buffer, now = io.BytesIO(), time.time()
     writer = RecordWriter(buffer)
     writer.write(EventProto(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    for entry in entries:
-        for step, value in zip(*overlay_points(entry), strict=True):
-            scalar = Summary.Value(tag=entry.curve.tag, simple_value=value)
-            writer.write(_event(now, step, scalar))
-        writer.write(_event(now, 0, _text(entry)))
-    return buffer.getvalue()
+    for step, value in records:
+        writer.write(_event(now, step, value))
+    older = list(place.glob(f"*{EVENTS}*{REVIEWED}"))
+    path = place / f"events.out.{EVENTS}.{time.time_ns()}.{REVIEWED}"
+    write_atomic(path, buffer.getvalue())
+    for each in older:
+        each.unlink(missing_ok=True)
+    return path
+
+
+def _scalars(curves) -> list[tuple[float, Summary.Value]]:
+    """Of (tag, steps, values) each."""
+    return [
+        (step, Summary.Value(tag=tag, simple_value=value))
+        for tag, steps, values in curves
+        for step, value in zip(steps, values, strict=True)
+    ]
+
+
+def _curve(entry: Review) -> tuple[np.ndarray, np.ndarray]:
+    """The curve as far as it is finite, with every peak; (n,) each."""
+    at, values = current(entry.curve.steps, entry.curve.values)
+    finite = np.isfinite(values)
+    return envelope(at[finite], values[finite], MOST_POINTS // 2)
 
 
 def _event(now: float, step: float, value: Summary.Value) -> bytes:
@@ -64,22 +88,34 @@ def _event(now: float, step: float, value: Summary.Value) -> bytes:
 
 
 def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
-    """The trend outside episodes and the values inside them, by step; (n,) each."""
-    trend_steps, trend = current(*entry.trend)
+    """The limits outside episodes and the values inside them, by step; (n,) each, MOST_POINTS at
+    most: of many episodes the highest, and of each its peak."""
     logged_steps, logged = current(entry.curve.steps, entry.curve.values)
-    outside = np.isfinite(trend)
-    at, values = [trend_steps[outside]], [trend[outside]]
-    for episode in entry.episodes:
+    highest = sorted(entry.episodes, key=lambda episode: episode.height)[-MOST_POINTS // 2 :]
+    at, values = [], []
+    for episode in highest:
         inside = np.flatnonzero(
             (logged_steps >= episode.start_step) & (logged_steps <= episode.end_step)
         )
-        stride = max(-(-len(inside) // EPISODE_POINTS), 1)
         peak = inside[logged_steps[inside] == episode.peak_step][:1]
-        drawn = np.unique(np.concatenate([inside[::stride], peak]))
+        others = _thinned(inside, MOST_POINTS // 2 // len(highest) - len(peak))
+        drawn = np.unique(np.concatenate([others, peak]))
         at.append(logged_steps[drawn])
         values.append(logged[drawn])
+    limit_steps, limits = current(entry.trend[0], entry.limits)
+    outside = np.flatnonzero(np.isfinite(limits))
+    drawn = _thinned(outside, MOST_POINTS - sum(map(len, at)))
+    at.append(limit_steps[drawn])
+    values.append(limits[drawn])
     order = np.argsort(np.concatenate(at), kind="stable")
     return np.concatenate(at)[order], np.concatenate(values)[order]
+
+
+def _thinned(places: np.ndarray, most: int) -> np.ndarray:
+    """`most` of `places`, evenly, with the first and the last; all where there are no more."""
+    if len(places) <= most:
+        return places
+    return places[np.linspace(0, len(places) - 1, max(most, 0)).round().astype(int)]
 
 
 def _text(entry: Review) -> Summary.Value:

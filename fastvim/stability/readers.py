@@ -16,8 +16,8 @@ from fastvim.stability.events import EventReader
 from fastvim.stability.tables import CsvLines, DocumentReader, JsonLines, TextReader
 
 EVENTS = "tfevents"
-# In the name of event files that a review wrote: they are findings, not logs.
-REVIEWED = "fastvim-review"
+# How event files end that a review wrote, or a report: they are findings, not logs.
+REVIEWED, REPORTED = "fastvim-review", ".fastvim"
 CSV_ENDINGS = {".csv", ".tsv", ".txt"}
 LINES_ENDINGS = {".jsonl", ".ndjson"}
 # In a folder only these JSON documents are logs by their name; others are configurations.
@@ -165,7 +165,7 @@ def _without_checkpoints(logs: list[Log]) -> list[Log]:
 
 
 def _is_log(path: Path) -> bool:
-    if REVIEWED in path.name:
+    if EVENTS in path.name and path.name.endswith((REVIEWED, REPORTED)):
         return False
     ending = path.suffix.lower()
     known = ending in CSV_ENDINGS - {".txt"} or ending in LINES_ENDINGS or path.name in DOCUMENTS

@@ -26,7 +26,8 @@ class Review:
     """What was found in one curve.
 
     final_level: the detector's level at the end, in the unit of the curve. trend: (steps, levels)
-    of at most TREND_POINTS points, NaN inside episodes.
+    of at most TREND_POINTS points, and limits: above what a value was an outlier there; NaN inside
+    episodes.
     """
 
     curve: LoggedCurve
@@ -34,6 +35,7 @@ class Review:
     spike_score: float
     final_level: float
     trend: tuple[np.ndarray, np.ndarray]
+    limits: np.ndarray
     comparison: dict = field(default_factory=dict)
 
     @property
@@ -72,11 +74,12 @@ def review(curve: LoggedCurve, settings: Settings | None = None) -> Review:
     detector = SpikeDetector(settings)
     count = len(curve.values)
     cuts = np.unique(np.linspace(0, count, min(TREND_POINTS, count) + 1).astype(int))
-    steps, levels = [], []
+    steps, levels, limits = [], [], []
     for begin, end in pairwise(cuts.tolist()):
         detector.extend(curve.steps[begin:end], curve.values[begin:end])
         steps.append(curve.steps[end - 1])
         levels.append(math.nan if detector.excursion else detector.baseline.level)
+        limits.append(math.nan if detector.excursion else detector.baseline.limit)
     open_episode = detector.excursion
     detector.finish()
     # A curve that ends inside an episode ends at the episode's level, not at the one it left.
@@ -89,6 +92,7 @@ def review(curve: LoggedCurve, settings: Settings | None = None) -> Review:
         spike_score=spike_score(curve.values),
         final_level=float(final),
         trend=(np.array(steps), np.array(levels)),
+        limits=np.array(limits),
     )
 
 

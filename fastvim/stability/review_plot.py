@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastvim.errors import UserError
-from fastvim.stability.curves import current
+from fastvim.stability.curves import current, envelope
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, words
 
@@ -27,7 +27,6 @@ FORMATS = ("png", "svg", "pdf")
 LOGARITHMIC = 30.0
 # More curves than this in one file are unreadable.
 MOST = 40
-BINS = 1500
 
 
 def plot(reviews: list[Review], kind: str, baselines: list[Review] | None = None) -> bytes:
@@ -114,19 +113,3 @@ def _mark(panel: Axes, entry: Review, steps: np.ndarray, values: np.ndarray) -> 
             color=colour,
             fontsize=8,
         )
-
-
-def envelope(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest value of each of BINS bins, in order: a line that looks the same.
-
-    No peak is lost, and a page with a million values stays small.
-    """
-    if len(values) <= 4 * BINS:
-        return steps, values
-    edges = np.linspace(0, len(values), BINS + 1).astype(int)[:-1]
-    spans = np.diff(np.append(edges, len(values)))
-    bins = np.repeat(np.arange(BINS), spans)
-    order = np.lexsort((values, bins))
-    least, greatest = order[edges], order[edges + spans - 1]
-    places = np.sort(np.stack([least, greatest], axis=1), axis=1).reshape(-1)
-    return steps[places], values[places]

@@ -139,6 +139,7 @@ def test_folders_are_searched(tmp_path):
     # A second file of run b, written when it was resumed; the name sorts before the first.
     write_events(tmp_path / "b" / "events.out.tfevents.1000.a", [(1, 2.5), (2, 1.0)])
     write_events(tmp_path / "a" / "events.out.tfevents.101.fastvim-review", [(9, 9.0)])
+    write_events(tmp_path / "a" / "events.out.tfevents.102.fastvim", [(9, 9.0)])
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "metrics.csv").write_text("step,loss\n1,1\n")
     (tmp_path / "c" / "config.json").write_text("{}")
