@@ -1,6 +1,11 @@
 """`fastvim stability threshold` on real runs of a few steps."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -52,6 +57,65 @@ def test_the_same_command_trains_nothing_again(study):
     _, _, again = study
     assert again.exit_code == 0
     assert again.output.count("(already there)") == 8
+
+
+IN_A_PROCESS = """
+import sys
+from fastvim.experiments import threshold
+threshold.BODIES["quick"]["width"] = ((16, 1),)
+threshold.LADDERS["quick"] = (1.0, 4.0)
+from fastvim_cli.main import main
+main(sys.argv[1:], prog_name="fastvim")
+"""
+
+
+def results(folder):
+    """Metrics, history and time of writing of every run that is done."""
+    found = {}
+    for file in folder.glob("study/runs/*/result.json"):
+        metrics = json.loads(file.read_text())["metrics"]
+        history = (file.parent / "history.csv").read_bytes()
+        found[file.parent.name] = (metrics, history), file.stat().st_mtime_ns
+    return found
+
+
+def stopped_in_mid_run(command, folder, number, done):
+    """Send the signal in a run after the first `done`; what had been done, and the output."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_PROCESS, *map(str, command)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Its state is saved every third step: one is there as long as the run goes on.
+    while not (len(results(folder)) >= done and list(folder.glob("study/runs/*/resume.*"))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    os.kill(process.pid, number)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[number], said
+    return results(folder), said
+
+
+def test_killed_and_interrupted_in_mid_run_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(threshold.BODIES["quick"], "width", ((16, 1),))
+    monkeypatch.setitem(threshold.LADDERS, "quick", (1.0, 4.0))
+    folder, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    command = ["stability", "threshold", *OPTIONS, "--set", "training.steps=60"]
+    command += ["--set", "training.checkpoint_every=3"]
+    killed, _ = stopped_in_mid_run([*command, "-o", folder], folder, signal.SIGKILL, 1)
+    interrupted, said = stopped_in_mid_run(
+        [*command, "-o", folder], folder, signal.SIGINT, len(killed) + 1
+    )
+    assert "Stopped; everything is saved. To go on: fastvim stability threshold" in said
+    assert 1 <= len(killed) < len(interrupted) < 4
+    assert fastvim(*command, "-o", folder).exit_code == 0
+    assert fastvim(*command, "-o", undisturbed).exit_code == 0
+    last, expected = results(folder), results(undisturbed)
+    assert {**last, **killed, **interrupted} == last  # None was trained twice.
+    assert {name: found for name, (found, _) in last.items()} == {
+        name: found for name, (found, _) in expected.items()
+    }
+    assert len(last) == 4
 
 
 def test_bad_options_are_one_message(tmp_path):
