@@ -112,8 +112,8 @@ def scale_warning(config: RunConfig, origins: "Mapping[str, Setting]") -> str | 
     ratio = config.pretrained.run.masking.mask_ratio
     return (
         f"starts from a masked autoencoder (mask ratio {ratio:g}) and leaves its pooled values "
-        f"unscaled, with which transfer fails; set model.pooling_scale: {scale:g} or auto "
-        "(1 to see it fail)"
+        f"unscaled, with which transfer fails (arXiv 2502.00594); set model.pooling_scale: "
+        f"{scale:g} or auto (1 to see it fail)"
     )
 
 
@@ -163,6 +163,7 @@ def check_pretrained(config: RunConfig, settings: "Layer") -> None:
             hint = "; position embeddings of timm's models are not interpolated"
         keys = [f"{each}.{field}" for each in ("pretrained.model", "model")]
         keys += [f"{each}.{field}" for each in ("pretrained.data", "data")]
+        keys += ["pretrained.model.name", "model.name"]  # Which presets they are of.
         raise UserError(
             f"{_place(settings, *keys)}pretrained.model.{field} = {_text(then)}, but the run that "
             f"starts from it has {_text(now)}{hint}"

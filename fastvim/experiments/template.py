@@ -49,7 +49,7 @@ profiles:
     model: {{name: fastvim_femto, patch_size: 4}}
     training: {{epochs: 2, batch_size: 20, warmup_epochs: 0}}
   quick: {{}}
-  long:
+  standard:
     seeds: 5
     training.epochs: 30
 default_profile: quick

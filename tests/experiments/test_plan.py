@@ -43,6 +43,13 @@ def file(tmp_path, monkeypatch):
     return write
 
 
+def test_the_experiment_in_the_readme_can_be_planned(file):
+    readme = Path(__file__).parents[2] / "README.md"
+    text = readme.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    plan = make_plan(load(file(text)))
+    assert [v.name for v in plan.variants] == ["alternating", "columns-only", "vim"]
+
+
 def test_layers_and_where_values_came_from(file):
     plan = make_plan(load(file()), "short", sets=["training.lr=0.5"], grid=["model.d_state=4,8"])
     assert [v.name for v in plan.variants] == [

@@ -183,6 +183,11 @@ def test_a_forgotten_scale_is_a_warning_that_says_what_to_do(file):
         ("    masking", "    model.depth: 3\n    masking", "9:5: pretrained.model.depth = 3, but"),
         (
             "    masking",
+            "    model.name: fastvim_pico\n    masking",
+            "9:5: pretrained.model.d_model = 48, but",
+        ),
+        (
+            "    masking",
             "    data.image_size: 32\n    masking",
             "9:5: pretrained.model.image_size =",
         ),
