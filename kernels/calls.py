@@ -11,6 +11,8 @@ from fastvim.kernels.native import (
     MagnitudesCall,
     MixerCall,
     NormCall,
+    ProductCall,
+    RowsProductCall,
     ScanCall,
     ScanGradients,
 )
@@ -21,7 +23,14 @@ _POOLING = {"mean": 1, "sum": 2, "max": 3}
 
 def run(
     name: str,
-    call: ScanCall | ScanGradients | MixerCall | NormCall | MagnitudesCall | BlockCall,
+    call: ScanCall
+    | ScanGradients
+    | MixerCall
+    | NormCall
+    | MagnitudesCall
+    | ProductCall
+    | RowsProductCall
+    | BlockCall,
     dtype: torch.dtype,
 ) -> None:
     status = getattr(LIBRARY, name)(call, dtype == torch.float64)
@@ -190,11 +199,12 @@ def mixer_call(
     """`shape` is batch, tokens, channels; what is read and written is for the caller to add."""
     batch, length, channels = shape
     tables = (layout.order, layout.steps, layout.reverse_steps)
+    steps = length if layout.steps is None else layout.n_steps
     return MixerCall(
         batch,
         length,
         channels,
-        length if layout.steps is None else layout.n_steps,
+        steps,
         weights.conv_weight.shape[2],
         torch.get_num_threads(),
         _POOLING[pooling],
@@ -212,6 +222,7 @@ def mixer_call(
         pointer(weights.norm_bias),
         *(pointer(table) for table in tables),
         *(length if table is not None and table.dim() == 2 else 0 for table in tables),
+        batch * steps * channels,
     )
 
 

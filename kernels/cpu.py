@@ -3,17 +3,16 @@
 The functions are those of `reference.py`, with its axes; float32 and float64 on the CPU.
 """
 
-import threading
-
 import torch
 from torch import Tensor
 
 from fastvim.kernels import calls
-from fastvim.kernels.native import LIBRARY, BlockCall, MixerCall, ScanCall
+from fastvim.kernels.cpu_products import product, rows_product
+from fastvim.kernels.native import MixerCall, ScanCall
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 
-def _contiguous(vector: Tensor | None) -> Tensor | None:
+def contiguous(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
@@ -34,7 +33,7 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Selective scan; see `reference.selective_scan`. Strided inputs are read where they lie."""
     delta, A, B, C, D, z, bias = _as((delta, A, B, C, D, z, delta_bias), u.dtype)
-    D, bias = _contiguous(D), _contiguous(bias)
+    D, bias = contiguous(D), contiguous(bias)
     y = u.new_empty(u.shape)
     state = u.new_empty(u.shape[0], u.shape[1], A.shape[1])
     call = calls.channel_first_call(u, delta, A, B, C, D, z, bias, delta_softplus, y, state)
@@ -47,7 +46,7 @@ def selective_scan_backward(
 ) -> list[Tensor]:
     """Gradients of `selective_scan` for each of its eight tensor inputs that is not None."""
     u, delta, A, B, C, D, z, bias = _as(inputs, inputs[0].dtype)
-    D, bias = _contiguous(D), _contiguous(bias)
+    D, bias = contiguous(D), contiguous(bias)
     grads = [None if t is None else t.new_empty(t.shape) for t in (u, delta, A, B, C, D, z, bias)]
     if u.numel() == 0:
         for grad in grads:
@@ -78,13 +77,13 @@ def _prepare(
     xz: Tensor, weights: MixerWeights, layout: ScanLayout
 ) -> tuple[Tensor, MixerWeights, ScanLayout]:
     """The same values as the kernels want them: one dtype, channels contiguous."""
-    weights = MixerWeights(*map(_contiguous, _as(weights, xz.dtype)))
+    weights = MixerWeights(*map(contiguous, _as(weights, xz.dtype)))
     if xz.stride(2) != 1:
         xz = xz.contiguous()
-    return xz, weights, _tables(layout)
+    return xz, weights, layout_tables(layout)
 
 
-def _tables(layout: ScanLayout) -> ScanLayout:
+def layout_tables(layout: ScanLayout) -> ScanLayout:
     tables = [
         None if table is None else table.to(torch.int32).contiguous()
         for table in (layout.order, layout.steps, layout.reverse_steps)
@@ -101,14 +100,16 @@ def _mixer_call(xz: Tensor, *arguments) -> MixerCall:
 
 def _project(pooled: Tensor, weights: MixerWeights) -> tuple[Tensor, Tensor]:
     """x_proj's output (2, B, S, R + 2 N) and delta (2, B, S, D) before bias and softplus."""
-    directions, batch, steps, channels = pooled.shape
+    directions, batch, steps, _ = pooled.shape
     rank = weights.dt_proj.shape[2]
-    projected = torch.bmm(pooled.view(2, batch * steps, channels), weights.x_proj.transpose(1, 2))
-    delta = torch.bmm(projected[..., :rank], weights.dt_proj.transpose(1, 2))
-    return (
-        projected.view(directions, batch, steps, projected.shape[2]),
-        delta.view(directions, batch, steps, channels),
-    )
+    projected = pooled.new_empty(directions, batch, steps, weights.x_proj.shape[1])
+    delta = torch.empty_like(pooled)
+    for direction in range(directions):
+        rows = projected[direction].flatten(0, 1)
+        product(pooled[direction].flatten(0, 1), weights.x_proj[direction], out=rows)
+        flat_delta = delta[direction].flatten(0, 1)
+        product(rows[:, :rank], weights.dt_proj[direction], out=flat_delta)
+    return projected, delta
 
 
 def _direction_call(
@@ -233,64 +234,13 @@ def _steps_backward(
             grads.dt_bias[direction],
         )
         calls.run("fastvim_scan_backward", arguments, pooled.dtype)
-    flat_pooled, flat_grad_delta, flat_projected, flat_grad = (
-        tensor.view(2, -1, tensor.shape[3])
-        for tensor in (pooled, grad_delta, projected, grad_projected)
-    )
-    flat_grad[..., :rank] = torch.bmm(flat_grad_delta, weights.dt_proj)
-    torch.bmm(flat_grad_delta.transpose(1, 2), flat_projected[..., :rank], out=grads.dt_proj)
-    torch.bmm(flat_grad.transpose(1, 2), flat_pooled, out=grads.x_proj)
-    grad_pooled.view(flat_pooled.shape).baddbmm_(flat_grad, weights.x_proj)
+        x_proj, dt_proj = weights.x_proj[direction], weights.dt_proj[direction]
+        rows, rows_projected, rows_grad, rows_grad_delta, rows_grad_pooled = (
+            tensor[direction].flatten(0, 1)
+            for tensor in (pooled, projected, grad_projected, grad_delta, grad_pooled)
+        )
+        product(rows_grad_delta, dt_proj.t(), out=rows_grad[:, :rank])
+        rows_product(rows_grad_delta, rows_projected[:, :rank], out=grads.dt_proj[direction])
+        rows_product(rows_grad, rows, out=grads.x_proj[direction])
+        product(rows_grad, x_proj.t(), out=rows_grad_pooled, adds=True)
     return grad_pooled
-
-
-_workspaces = threading.local()
-_KEPT = 64 << 20  # bytes of workspace that a thread keeps from call to call
-
-
-def _workspace(size: int) -> Tensor:
-    """At least `size` bytes, kept: fresh ones cost a page fault each 4 KiB, more than kernels."""
-    kept = getattr(_workspaces, "bytes", None)
-    if kept is None or kept.numel() < size:
-        kept = torch.empty(size, dtype=torch.uint8)
-        if size <= _KEPT:
-            _workspaces.bytes = kept
-    return kept
-
-
-def block(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_eps: float,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    weights: MixerWeights,
-    layout: ScanLayout,
-    **settings,
-) -> Tensor:
-    """A residual block; see `block.residual_block`."""
-    x, layout = x.contiguous(), _tables(layout)
-    norm_weight, in_proj, out_proj = map(_contiguous, (norm_weight, in_proj, out_proj))
-    weights = MixerWeights(*map(_contiguous, weights))
-    batch, length, width = x.shape
-    y = torch.empty_like(x)
-    call = BlockCall(
-        calls.mixer_call((batch, length, out_proj.shape[1]), weights, layout, **settings),
-        width,
-        weights.dt_proj.shape[2],
-        weights.A.shape[2],
-        norm_eps,
-        x.data_ptr(),
-        norm_weight.data_ptr(),
-        in_proj.data_ptr(),
-        out_proj.data_ptr(),
-        weights.x_proj.data_ptr(),
-        weights.dt_proj.data_ptr(),
-        weights.dt_bias.data_ptr(),
-        weights.A.data_ptr(),
-        y.data_ptr(),
-    )
-    space = _workspace(LIBRARY.fastvim_block_space(call, x.dtype == torch.float64))
-    call.space = space.data_ptr()
-    calls.run("fastvim_block_forward", call, x.dtype)
-    return y

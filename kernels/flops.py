@@ -151,10 +151,17 @@ def _(grad_out, pooled, scanned, xz, *arguments, out_shape=None, **__) -> int:
 
 
 @register_flop_formula(torch.ops.fastvim.residual_block)
-def _(x, norm_weight, norm_eps, in_proj, out_proj, *arguments, out_shape=None, **__) -> int:
+def _(x, norm_weight, in_proj, out_proj, *arguments, out_shape=None, **__) -> int:
     xz = (*x[:2], in_proj[0])
     mixer = mixer_work(*_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:]))
     return mixer.torch + 2 * prod(x[:2]) * (prod(in_proj) + prod(out_proj))
+
+
+@register_flop_formula(torch.ops.fastvim.residual_block_backward)
+def _(grad_y, normal, scale, xz, merged, pooled, scanned, *arguments, out_shape=None, **__) -> int:
+    x, _, in_proj, out_proj, *rest = arguments
+    mixer = mixer_backward_work(*_mixer_arguments(xz, rest[:9], rest[9:13], rest[13:]))
+    return mixer.torch + 4 * prod(x[:2]) * (prod(in_proj) + prod(out_proj))
 
 
 def _plain(value: Any) -> Any:

@@ -61,7 +61,8 @@ class MixerCall(ctypes.Structure):
         ("eps", ctypes.c_double),
         *_fields(
             "| x z | x_stride*2 | conv_weight conv_bias skip norm_weight norm_bias "
-            "order step reverse_step | order_stride step_stride reverse_step_stride |"
+            "order step reverse_step | order_stride step_stride reverse_step_stride "
+            "direction_stride |"
             "out pooled scanned grad_out grad_scanned grad_pooled grad_x grad_z grad_conv_weight "
             "grad_conv_bias grad_skip grad_norm_weight grad_norm_bias"
         ),
@@ -74,7 +75,7 @@ class NormCall(ctypes.Structure):
     _fields_ = (
         *_fields("rows channels threads"),
         ("eps", ctypes.c_double),
-        *_fields("| x weight y scale grad_y grad_x grad_weight"),
+        *_fields("| x weight y scale grad_y grad_x grad_weight addend"),
     )
 
 
@@ -84,6 +85,21 @@ class MagnitudesCall(ctypes.Structure):
     _fields_ = _fields("tensors threads | x sizes y")
 
 
+class ProductCall(ctypes.Structure):
+    """`ProductCall` of csrc/interface.h."""
+
+    _fields_ = _fields(
+        "rows inner outputs threads adds | a weight |"
+        "a_stride weight_stride*2 out_stride | out space"
+    )
+
+
+class RowsProductCall(ctypes.Structure):
+    """`RowsProductCall` of csrc/interface.h."""
+
+    _fields_ = _fields("rows outputs columns threads | a b | a_stride b_stride | out")
+
+
 class BlockCall(ctypes.Structure):
     """`BlockCall` of csrc/interface.h."""
 
@@ -91,7 +107,10 @@ class BlockCall(ctypes.Structure):
         ("mixer", MixerCall),
         *_fields("width rank states"),
         ("eps", ctypes.c_double),
-        *_fields("| x norm_weight in_proj out_proj x_proj dt_proj dt_bias A_log y space seconds"),
+        *_fields(
+            "| x norm_weight in_proj out_proj x_proj dt_proj dt_bias A_log y space seconds "
+            "normal scale xz merged pooled scanned"
+        ),
     )
 
 
@@ -108,6 +127,9 @@ _ENTRIES = {
     "fastvim_norm_forward": NormCall,
     "fastvim_norm_backward": NormCall,
     "fastvim_magnitudes": MagnitudesCall,
+    "fastvim_product": ProductCall,
+    "fastvim_product_space": ProductCall,
+    "fastvim_rows_product": RowsProductCall,
     "fastvim_block_forward": BlockCall,
     "fastvim_block_space": BlockCall,
 }
@@ -130,6 +152,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         entry = getattr(library, name)
         entry.argtypes = (ctypes.POINTER(structure), ctypes.c_int)
         entry.restype = ctypes.c_int
+    library.fastvim_product_space.restype = ctypes.c_int64
     library.fastvim_block_space.restype = ctypes.c_int64
     library.fastvim_level.restype = ctypes.c_char_p
     library.fastvim_set_level.argtypes = (ctypes.c_char_p,)

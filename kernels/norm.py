@@ -41,23 +41,32 @@ def _(x, weight, eps):
 
 @torch.library.custom_op("fastvim::rms_norm_backward", mutates_args=(), device_types="cpu")
 def _rms_norm_backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, eps: float
+    grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    grad_y, x, weight = grad_y.contiguous(), x.contiguous(), weight.contiguous()
+    return backward(grad_y.contiguous(), x.contiguous(), weight.contiguous(), scale)
+
+
+@_rms_norm_backward.register_fake
+def _(grad_y, x, weight, scale):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, addend: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, with `addend` added, and of the weight; all contiguous, on the cpu backend.
+
+    `scale` (...) is what the forward divided the rows by, inverted.
+    """
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-    call = _call(x, weight, scale, eps)
+    call = _call(x, weight, scale)
     call.grad_y, call.grad_x = grad_y.data_ptr(), grad_x.data_ptr()
-    call.grad_weight = grad_weight.data_ptr()
+    call.grad_weight, call.addend = grad_weight.data_ptr(), calls.pointer(addend)
     calls.run("fastvim_norm_backward", call, x.dtype)
     return grad_x, grad_weight
 
 
-@_rms_norm_backward.register_fake
-def _(grad_y, x, weight, scale, eps):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-def _call(x: Tensor, weight: Tensor, scale: Tensor, eps: float) -> NormCall:
+def _call(x: Tensor, weight: Tensor, scale: Tensor, eps: float = 0.0) -> NormCall:
     return NormCall(
         scale.numel(),
         weight.shape[0],
@@ -70,7 +79,7 @@ def _call(x: Tensor, weight: Tensor, scale: Tensor, eps: float) -> NormCall:
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, ctx.eps = inputs
+    x, weight, _ = inputs
     _, scale = output
     ctx.mark_non_differentiable(scale)
     ctx.set_materialize_grads(False)
@@ -80,7 +89,7 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, grad_y, _grad_scale):
     if grad_y is None:
         return None, None, None
-    return *_rms_norm_backward(grad_y, *ctx.saved_tensors, ctx.eps), None
+    return *_rms_norm_backward(grad_y, *ctx.saved_tensors), None
 
 
 _rms_norm.register_autograd(_differentiate, setup_context=_save)

@@ -12,7 +12,7 @@ from fastvim.kernels.block import can_fuse
 from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
-from fastvim.models.mixer import Mixer, RMSNorm
+from fastvim.models.mixer import Mixer, RMSNorm, has_hooks
 
 
 class Block(nn.Module):
@@ -30,10 +30,19 @@ class Block(nn.Module):
             projections = mixer.in_proj.weight, mixer.out_proj.weight
             weights = mixer.weights(mixer.A_log)
             if can_fuse(x, self.norm.weight, *projections, *weights):
-                settings = mixer.settings(layout, divisor)
-                return residual_block(
-                    x, self.norm.weight, self.norm.eps, *projections, weights, layout, **settings
+                x, kept = residual_block(
+                    x,
+                    self.norm.weight,
+                    *projections,
+                    weights,
+                    layout,
+                    norm_eps=self.norm.eps,
+                    keep=mixer.observer is not None,
+                    **mixer.settings(layout, divisor),
                 )
+                if mixer.observer is not None:
+                    mixer.observer(mixer, kept.pooled, kept.scanned, kept.merged)
+                return x
         return x + self.drop_path(mixer(self.norm(x), layout, divisor))
 
     def _replaceable(self, layout: ScanLayout) -> bool:
@@ -42,7 +51,7 @@ class Block(nn.Module):
         return (
             type(self.norm) is RMSNorm
             and (type(self.drop_path) is nn.Identity or not self.training)
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+            and not any(map(has_hooks, parts))
             and self.mixer.replaceable(layout)
         )
 

@@ -22,6 +22,16 @@ class RMSNorm(nn.RMSNorm):
         return kernels.rms_norm(x, self.weight, self.eps)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at a module's inputs, outputs or their gradients."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 class Mixer(nn.Module):
     """Mixes tokens (B, L, d_model) by a pooled selective scan in two directions.
 
@@ -89,10 +99,9 @@ class Mixer(nn.Module):
         """Whether nothing but its weights and settings would tell it from the operator."""
         parts = (self, self.in_proj, self.out_proj)
         return (
-            self.observer is None
-            and not self._attends(layout)
+            not self._attends(layout)
             and all(type(p) is nn.Linear and p.bias is None for p in (self.in_proj, self.out_proj))
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+            and not any(map(has_hooks, parts))
         )
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-// A whole residual block without gradients: x + out_proj(mixer(in_proj(RMSNorm(x)))).
+// A whole residual block: x + out_proj(mixer(in_proj(RMSNorm(x)))).
 //
 // Each thread takes whole images, so that everything between the projections stays in its cache
 // and in memory that is used again for the next image; images left over are shared by all threads.
@@ -10,7 +10,9 @@ template <class T>
 struct BlockSpace {
   T *normal, *scale;               // (L, d_model), (L)
   T *xz, *merged;                  // (L, 2 D), (L, D)
-  T *pooled, *scanned, *delta;     // (2, S, D)
+  T *pooled, *scanned;             // (2, S, D)
+  int64_t direction_stride;        // of these two
+  T* delta;                        // (2, S, D)
   T* projected;                    // (2, S, R + 2 N and padding)
 };
 
@@ -63,9 +65,11 @@ struct BlockForward {
     scratch.reserve<T>(2 * D * call.states);
     scratch.reserve<BlockSpace<T>>(teams);
     for (int64_t i = 0; i < teams; ++i) {
-      const int64_t sizes[] = {L * d, L, L * 2 * D, L * D, 2 * S * projected};
+      scratch.reserve<T>(2 * S * projected);
+      scratch.reserve<T>(2 * S * D);
+      if (call.xz) continue;
+      const int64_t sizes[] = {L * d, L, L * 2 * D, L * D, 2 * S * D, 2 * S * D};
       for (const int64_t size : sizes) scratch.reserve<T>(size);
-      for (int j = 0; j < 3; ++j) scratch.reserve<T>(2 * S * D);
     }
   }
 
@@ -80,14 +84,30 @@ struct BlockForward {
     spaces = scratch.take<BlockSpace<T>>(teams);
     for (int64_t i = 0; i < teams; ++i) {
       BlockSpace<T>& s = spaces[i];
+      s.projected = scratch.take<T>(2 * S * projected);
+      s.delta = scratch.take<T>(2 * S * D);
+      if (call.xz) continue;
       s.normal = scratch.take<T>(L * d);
       s.scale = scratch.take<T>(L);
       s.xz = scratch.take<T>(L * 2 * D);
       s.merged = scratch.take<T>(L * D);
-      s.projected = scratch.take<T>(2 * S * projected);
-      T** steps[] = {&s.pooled, &s.scanned, &s.delta};
-      for (T** values : steps) *values = scratch.take<T>(2 * S * D);
+      s.pooled = scratch.take<T>(2 * S * D);
+      s.scanned = scratch.take<T>(2 * S * D);
     }
+  }
+
+  // The caller's tensors where they are kept.
+  BlockSpace<T> space_of(int64_t image, BlockSpace<T> s) const {
+    const int64_t L = mixer.length, D = mixer.channels, S = mixer.steps;
+    s.direction_stride = call.xz ? mixer.direction_stride : S * D;
+    if (!call.xz) return s;
+    s.normal = static_cast<T*>(call.normal) + image * L * call.width;
+    s.scale = static_cast<T*>(call.scale) + image * L;
+    s.xz = static_cast<T*>(call.xz) + image * L * 2 * D;
+    s.merged = static_cast<T*>(call.merged) + image * L * D;
+    s.pooled = static_cast<T*>(call.pooled) + image * S * D;
+    s.scanned = static_cast<T*>(call.scanned) + image * S * D;
+    return s;
   }
 
   int execute() {
@@ -114,12 +134,12 @@ struct BlockForward {
     const int64_t D = mixer.channels, d = call.width, R = call.rank, outputs = R + 2 * call.states;
     const T *in = static_cast<const T*>(call.in_proj), *out = static_cast<const T*>(call.out_proj);
     const T *x = static_cast<const T*>(call.x_proj), *dt = static_cast<const T*>(call.dt_proj);
-    Packing<T, 6> job{{{in, 2 * D, d, in_proj},
-                       {out, d, D, out_proj},
-                       {x, outputs, D, x_proj[0]},
-                       {x + outputs * D, outputs, D, x_proj[1]},
-                       {dt, D, R, dt_proj[0]},
-                       {dt + D * R, D, R, dt_proj[1]}}};
+    Packing<T, 6> job{{{in, 2 * D, d, d, 1, in_proj},
+                       {out, d, D, D, 1, out_proj},
+                       {x, outputs, D, D, 1, x_proj[0]},
+                       {x + outputs * D, outputs, D, D, 1, x_proj[1]},
+                       {dt, D, R, R, 1, dt_proj[0]},
+                       {dt + D * R, D, R, R, 1, dt_proj[1]}}};
     parallel(mixer.threads, job);
     const int64_t count = 2 * D * call.states;
     for (int64_t i = 0; i < count; i += kLanes<T>) {
@@ -130,18 +150,19 @@ struct BlockForward {
 
   void multiply(const T* a, int64_t rows, int64_t a_stride, int64_t inner, const Vec<T>* packed,
                 int64_t outputs, T* out, int64_t threads, const T* addend = nullptr) {
-    Product<T> job{a, rows, a_stride, inner, packed, outputs, addend, out};
+    Product<T> job{a, rows, a_stride, inner, packed, outputs, addend, out, outputs};
     parallel(threads, job);
   }
   void note(int result) {
     if (result != kDone) status = result;
   }
 
-  void run_image(int64_t image, int64_t threads, const BlockSpace<T>& s, Stopwatch& watch) {
+  void run_image(int64_t image, int64_t threads, const BlockSpace<T>& own, Stopwatch& watch) {
+    const BlockSpace<T> s = space_of(image, own);
     const int64_t L = mixer.length, D = mixer.channels, d = call.width;
     const T* x = static_cast<const T*>(call.x) + image * L * d;
     NormCall norm{L, d, threads, call.eps, x, call.norm_weight, s.normal, s.scale, nullptr, nullptr,
-                  nullptr};
+                  nullptr, nullptr};
     NormForward<T> normalise{norm};
     parallel(threads, normalise);
     watch.stop(kNormalise);
@@ -160,6 +181,7 @@ struct BlockForward {
     one.reverse_step =
         mixer.reverse_step ? mixer.reverse_step + image * mixer.reverse_step_stride : nullptr;
     one.out = s.merged;
+    one.direction_stride = s.direction_stride;
     one.pooled = s.pooled;
     one.scanned = s.scanned;
     note(MixerConvolve<T>(one).execute());
@@ -173,7 +195,7 @@ struct BlockForward {
 
   void scan(int direction, int64_t threads, const BlockSpace<T>& s, Stopwatch& watch) {
     const int64_t D = mixer.channels, S = mixer.steps, N = call.states;
-    T *pooled = s.pooled + direction * S * D, *delta = s.delta + direction * S * D;
+    T *pooled = s.pooled + direction * s.direction_stride, *delta = s.delta + direction * S * D;
     T* matrices = s.projected + direction * S * projected;
     multiply(pooled, S, D, D, x_proj[direction], projected, matrices, threads);
     multiply(matrices, S, projected, call.rank, dt_proj[direction], D, delta, threads);
@@ -189,7 +211,7 @@ struct BlockForward {
     one.softplus = 1;
     one.u = pooled + last * D;
     one.delta = delta + last * D;
-    one.y = s.scanned + (direction * S + last) * D;
+    one.y = s.scanned + direction * s.direction_stride + last * D;
     int64_t* vectors[] = {one.u_stride, one.delta_stride, one.y_stride};
     for (int64_t* stride : vectors) {
       stride[1] = 1;

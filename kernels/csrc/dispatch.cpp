@@ -121,6 +121,19 @@ EXPORT int fastvim_magnitudes(const MagnitudesCall* call, int is_double) {
   return level->kernels->magnitudes[is_double](*call);
 }
 
+// The bytes that fastvim_product wants as `space`.
+EXPORT int64_t fastvim_product_space(const ProductCall* call, int is_double) {
+  return level->kernels->product_space[is_double](*call);
+}
+
+EXPORT int fastvim_product(const ProductCall* call, int is_double) {
+  return level->kernels->product[is_double](*call);
+}
+
+EXPORT int fastvim_rows_product(const RowsProductCall* call, int is_double) {
+  return level->kernels->rows_product[is_double](*call);
+}
+
 // The bytes that fastvim_block_forward wants as `space`.
 EXPORT int64_t fastvim_block_space(const BlockCall* call, int is_double) {
   return level->kernels->block_space[is_double](*call);

@@ -46,6 +46,7 @@ struct MixerCall {
   const void *norm_weight, *norm_bias;         // (D,) or null
   const int32_t *order, *step, *reverse_step;  // (L,) or (B, L) or null
   int64_t order_stride, step_stride, reverse_step_stride;  // of the batch, 0 if shared
+  int64_t direction_stride;  // of everything (2, B, S, D)
   void *out;      // (B, L, D) contiguous: the output; in the backward the skip, then its gradient
   void *pooled;   // (2, B, S, D), null in the backward
   const void *scanned;  // (2, B, S, D)
@@ -66,6 +67,7 @@ struct NormCall {
   void *y, *scale;         // (rows, D), (rows,): 1 / root mean square of each row
   const void* grad_y;
   void *grad_x, *grad_weight;
+  const void* addend;  // to grad_x, as it, or null
 };
 
 // `tensors` contiguous tensors of `sizes` elements each, of which none is empty.
@@ -76,7 +78,23 @@ struct MagnitudesCall {
   void* y;               // (tensors, 3): the least and the greatest number, and the norm
 };
 
-// A residual block without gradients. Of `mixer` the sizes, settings, tables and weights count.
+// out = a weight^T, added to what is there if `adds`. Rows are contiguous, strides those of rows.
+struct ProductCall {
+  int64_t rows, inner, outputs, threads, adds;
+  const void *a, *weight;                         // (rows, inner), (outputs, inner)
+  int64_t a_stride, weight_stride[2], out_stride;  // of `weight` both
+  void *out, *space;  // (rows, outputs); as many bytes as product_space says
+};
+
+// out = a^T b, over the rows that they share: the gradient of a weight.
+struct RowsProductCall {
+  int64_t rows, outputs, columns, threads;
+  const void *a, *b;  // (rows, outputs), (rows, columns)
+  int64_t a_stride, b_stride;
+  void* out;  // (outputs, columns) contiguous
+};
+
+// A residual block. Of `mixer` the sizes, settings, tables and weights count.
 struct BlockCall {
   MixerCall mixer;
   int64_t width, rank, states;  // d_model, R, N
@@ -87,6 +105,9 @@ struct BlockCall {
   const void* A_log;                       // (2, D, N)
   void *y, *space;                         // as x; as many bytes as block_space says
   double* seconds;  // (kStages), may be null: what the first thread spent on each stage is added
+  // What a backward wants to have kept, or all null: after the norm (B, L, d_model) and its scale
+  // (B, L), after in_proj (B, L, 2 D), before out_proj (B, L, D), the steps (2, B, S, D).
+  void *normal, *scale, *xz, *merged, *pooled, *scanned;
 };
 
 enum Stage : int { kPack, kNormalise, kProducts, kConvolve, kScan, kFinish, kStages };
@@ -104,6 +125,9 @@ struct Kernels {
   int (*norm_forward[2])(const NormCall&);
   int (*norm_backward[2])(const NormCall&);
   int (*magnitudes[2])(const MagnitudesCall&);
+  int64_t (*product_space[2])(const ProductCall&);
+  int (*product[2])(const ProductCall&);
+  int (*rows_product[2])(const RowsProductCall&);
   int64_t (*block_space[2])(const BlockCall&);
   int (*block_forward[2])(const BlockCall&);
 };

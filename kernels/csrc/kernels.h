@@ -24,6 +24,9 @@ const Kernels kernels = {
     {norm_forward<float>, norm_forward<double>},
     {norm_backward<float>, norm_backward<double>},
     {magnitudes<float>, magnitudes<double>},
+    {product_space<float>, product_space<double>},
+    {product<float>, product<double>},
+    {rows_product<float>, rows_product<double>},
     {block_space<float>, block_space<double>},
     {block_forward<float>, block_forward<double>},
 };

@@ -216,7 +216,7 @@ struct MixerConvolve {
     T* direct[2] = {nullptr, nullptr};  // where every token is its own step
     if (kind == Steps::kToken)
       for (int d = 0; d < 2; ++d)
-        direct[d] = static_cast<T*>(call.pooled) + (d * call.batch + batch) * L * D + c;
+        direct[d] = static_cast<T*>(call.pooled) + d * call.direction_stride + batch * L * D + c;
     Vec<T>*here = local.pooled[0] + sums, *there = local.pooled[1] + sums;
     const Vec<T>*weight = constants.weight + tile * 2 * width, *bias = constants.bias + tile * 2;
     const Vec<T> skip_forward = constants.skip[tile * 2], skip_reverse = constants.skip[tile * 2 + 1];
@@ -243,7 +243,7 @@ struct MixerConvolve {
     const int64_t c = constants.first_channel(tile);
     const int lanes = constants.lanes(call, tile);
     for (int d = 0; d < 2; ++d) {
-      T* to = static_cast<T*>(call.pooled) + (d * call.batch + batch) * call.steps * call.channels;
+      T* to = static_cast<T*>(call.pooled) + d * call.direction_stride + batch * call.steps * call.channels;
       for (int64_t s = 0; s < call.steps; ++s) {
         const T factor = local.factor[d][s];
         // An empty step's maximum is -infinity, which a factor of 0 would turn into NaN.
@@ -261,9 +261,8 @@ static void merge_row(const MixerCall& call, const Layout& layout, int64_t batch
                       const T* skip, Vec<T>* values) {
   const int64_t D = call.channels, forward = layout.step ? layout.step[t] : t,
                 reverse = layout.step ? layout.reverse_step[t] : t;
-  const T* y = static_cast<const T*>(call.scanned) + (batch * call.steps + forward) * D;
-  const T* v =
-      static_cast<const T*>(call.scanned) + ((call.batch + batch) * call.steps + reverse) * D;
+  const T* scanned = static_cast<const T*>(call.scanned) + batch * call.steps * D;
+  const T *y = scanned + forward * D, *v = scanned + call.direction_stride + reverse * D;
   const T merge = T(call.merge);
   for (int64_t c = 0; c < D; c += kLanes<T>) {
     const int lanes = int(least<int64_t>(kLanes<T>, D - c));

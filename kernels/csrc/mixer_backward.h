@@ -138,7 +138,7 @@ struct StepSums {
     const int lanes = constants.lanes(call, tile);
     const T* merged = static_cast<const T*>(call.out) + batch * call.length * D + c;
     T* to =
-        static_cast<T*>(call.grad_scanned) + (direction * call.batch + batch) * call.steps * D + c;
+        static_cast<T*>(call.grad_scanned) + direction * call.direction_stride + batch * call.steps * D + c;
     for (int64_t s = 0; s < call.steps; ++s) sum[s] = Vec<T>{};
     for (int64_t t = 0; t < call.length; ++t)
       sum[steps ? steps[t] : t] += load(merged + layout.place(t) * D, lanes);
@@ -304,7 +304,7 @@ struct MixerConvolveBackward {
     const T* merged = static_cast<const T*>(call.out) + batch * call.length * D + c;
     for (int d = 0; d < 2; ++d) {
       const T* pooled =
-          static_cast<const T*>(call.grad_pooled) + (d * call.batch + batch) * call.steps * D + c;
+          static_cast<const T*>(call.grad_pooled) + d * call.direction_stride + batch * call.steps * D + c;
       const Vec<T> skip = constants.skip[tile * 2 + d];
       Vec<T> sum_bias{}, sum_skip{};
       for (int i = 0; i < count + 2 * halo; ++i) {

@@ -61,6 +61,7 @@ struct NormBackward {
     const int64_t D = call.channels;
     const T *x = static_cast<const T*>(call.x) + row * D, *weight = static_cast<const T*>(call.weight);
     const T* grad_y = static_cast<const T*>(call.grad_y) + row * D;
+    const T* addend = call.addend ? static_cast<const T*>(call.addend) + row * D : nullptr;
     T* grad_x = static_cast<T*>(call.grad_x) + row * D;
     const T scale = static_cast<const T*>(call.scale)[row];
     Vec<T> along{};
@@ -74,7 +75,9 @@ struct NormBackward {
     for (int64_t c = 0; c < D; c += kLanes<T>) {
       const int lanes = int(least<int64_t>(kLanes<T>, D - c));
       const Vec<T> gradient = load(grad_y + c, lanes) * load(weight + c, lanes);
-      store(grad_x + c, (gradient - load(x + c, lanes) * slope) * scale, lanes);
+      Vec<T> value = (gradient - load(x + c, lanes) * slope) * scale;
+      if (addend) value += load(addend + c, lanes);
+      store(grad_x + c, value, lanes);
     }
   }
 };

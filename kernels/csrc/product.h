@@ -1,7 +1,9 @@
-// Products of many rows with a weight (N, K), as a linear layer has it: out = a weight^T, + addend.
+// The matrix products of a linear layer with a weight (N, K): out = a weight^T + addend, and the
+// weight's gradient, a^T b over the rows.
 //
-// The weight is packed into tiles (K, kLanes) so that a vector of outputs is a row of a tile; two
+// A weight is packed into tiles (K, kLanes) so that a vector of outputs is a row of a tile; two
 // tiles and kRows rows keep all their sums in registers, and every load is used kRows times.
+// Each output is one sum in one order, however rows are shared: threads do not change the bits.
 
 namespace FASTVIM_LEVEL {
 
@@ -16,16 +18,16 @@ INLINE int64_t tiles_of_weight(int64_t outputs) {
 
 template <class T>
 struct Pack {
-  const T* weight;  // (N, K) contiguous
-  int64_t outputs, inner;
+  const T* weight;  // (N, K)
+  int64_t outputs, inner, output_stride, inner_stride;
   Vec<T>* packed;  // (tiles, K)
 
   void run(int thread, int threads) {
     const Share share(tiles_of_weight<T>(outputs), thread, threads);
     for (int64_t tile = share.begin; tile < share.end; ++tile) {
       const int64_t first = tile * kLanes<T>;
-      load_tile(packed + tile * inner, weight + first * inner, inner, int64_t(1), int(inner),
-                int(most<int64_t>(least<int64_t>(kLanes<T>, outputs - first), 0)));
+      load_tile(packed + tile * inner, weight + first * output_stride, output_stride, inner_stride,
+                int(inner), int(most<int64_t>(least<int64_t>(kLanes<T>, outputs - first), 0)));
     }
   }
 };
@@ -39,14 +41,42 @@ struct Packing {
   }
 };
 
+// Sums, and what is `added` to them, to the rows from `known` on of two tiles' columns.
+template <class T, int R>
+INLINE void write(const Vec<T> (&sums)[R][2], int known, int64_t columns, const T* added, T* to,
+                  int64_t stride) {
+  constexpr int W = kLanes<T>;
+  if (columns >= 2 * W) {
+#pragma GCC unroll 14
+    for (int i = 0; i < R; ++i)
+      if (i >= known)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const int64_t at = i * stride + half * W;
+          store(to + at, added ? load(added + at) + sums[i][half] : sums[i][half]);
+        }
+    return;
+  }
+  T values[2 * W];
+#pragma GCC unroll 14
+  for (int i = 0; i < R; ++i) {
+    store(values, sums[i][0]);
+    store(values + W, sums[i][1]);
+    if (i >= known)
+      for (int64_t j = 0; j < columns; ++j)
+        to[i * stride + j] = added ? added[i * stride + j] + values[j] : values[j];
+  }
+}
+
 template <class T>
 struct Product {
   const T* a;  // (rows, K), `a_stride` apart
   int64_t rows, a_stride, inner;
   const Vec<T>* packed;
   int64_t outputs;
-  const T* addend;  // as `out`, or null
-  T* out;           // (rows, N)
+  const T* addend;  // as `out`, which it may be, or null
+  T* out;           // (rows, N), `out_stride` apart
+  int64_t out_stride;
 
   void run(int thread, int threads) {
     const Share share(rows, thread, threads);
@@ -55,18 +85,19 @@ struct Product {
       const int64_t last = least(first + 8 * kRows, share.end);
       for (int64_t n = 0; n < outputs; n += 2 * kLanes<T>) {
         int64_t row = first;
-        for (; row + kRows <= last; row += kRows) multiply<kRows>(row, n);
+        for (; row + kRows <= last; row += kRows) multiply<kRows>(row, 0, n);
         // What is left: again with rows before it, if there are any, else one by one.
         if (row < last && last - share.begin >= kRows)
-          multiply<kRows>(last - kRows, n);
+          multiply<kRows>(last - kRows, int(kRows - (last - row)), n);
         else
-          for (; row < last; ++row) multiply<1>(row, n);
+          for (; row < last; ++row) multiply<1>(row, 0, n);
       }
     }
   }
 
+  // Rows [row + known, row + R), columns from n.
   template <int R>
-  void multiply(int64_t row, int64_t n) {
+  void multiply(int64_t row, int known, int64_t n) {
     constexpr int W = kLanes<T>;
     const Vec<T>*left = packed + n / W * inner, *right = left + inner;
     const T* from = a + row * a_stride;
@@ -82,27 +113,91 @@ struct Product {
         sums[i][1] += value * r;
       }
     }
-    T* to = out + row * outputs + n;
-    const T* added = addend ? addend + row * outputs + n : nullptr;
-    if (outputs - n >= 2 * W) {
+    write<T>(sums, known, outputs - n, addend ? addend + row * out_stride + n : nullptr,
+             out + row * out_stride + n, out_stride);
+  }
+};
+
+// out = a^T b: as above with a's columns for rows, and b's rows where they lie for tiles. Some
+// hundred rows at a time, so that they stay in cache while all outputs pass them.
+template <class T>
+struct RowsProduct {
+  const RowsProductCall& call;
+  static constexpr int W = kLanes<T>;
+  static constexpr int64_t kAtOnce = 256;
+
+  void run(int thread, int threads) {
+    const Share share(call.outputs, thread, threads);
+    for (int64_t start = 0; start < call.rows; start += kAtOnce)
+      for (int64_t n = 0; n < call.columns; n += 2 * W) {
+        int64_t m = share.begin;
+        for (; m + kRows <= share.end; m += kRows) multiply<kRows>(m, 0, n, start);
+        // What is left: again with outputs before it, if there are any, else one by one.
+        if (m < share.end && share.end - share.begin >= kRows)
+          multiply<kRows>(share.end - kRows, int(kRows - (share.end - m)), n, start);
+        else
+          for (; m < share.end; ++m) multiply<1>(m, 0, n, start);
+      }
+  }
+
+  // Adds to outputs [m + known, m + R), columns from n, what `kAtOnce` rows give.
+  template <int R>
+  void multiply(int64_t m, int known, int64_t n, int64_t start) {
+    const int64_t count = least(kAtOnce, call.rows - start);
+    const T *a = static_cast<const T*>(call.a) + start * call.a_stride + m;
+    const T *b = static_cast<const T*>(call.b) + start * call.b_stride + n;
+    const int64_t columns = call.columns - n;
+    Vec<T> sums[R][2];
 #pragma GCC unroll 14
-      for (int i = 0; i < R; ++i)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const int64_t at = i * outputs + half * W;
-          store(to + at, added ? load(added + at) + sums[i][half] : sums[i][half]);
-        }
-      return;
-    }
-    T values[2 * W];
+    for (int i = 0; i < R; ++i) sums[i][0] = sums[i][1] = Vec<T>{};
+    if (columns >= 2 * W)
+      accumulate<R>(a, b, count, W, W, sums);
+    else
+      accumulate<R>(a, b, count, int(least<int64_t>(W, columns)), int(columns) - W, sums);
+    T* to = static_cast<T*>(call.out) + m * call.columns + n;
+    write<T>(sums, known, columns, start ? to : nullptr, to, call.columns);
+  }
+
+  template <int R>
+  INLINE_MEMBER void accumulate(const T* a, const T* b, int64_t count, int left, int right,
+                                Vec<T> (&sums)[R][2]) {
+    for (int64_t k = 0; k < count; ++k, a += call.a_stride, b += call.b_stride) {
+      const Vec<T> l = load(b, left), r = load(b + W, right);
 #pragma GCC unroll 14
-    for (int i = 0; i < R; ++i) {
-      store(values, sums[i][0]);
-      store(values + W, sums[i][1]);
-      for (int64_t j = 0; j < outputs - n; ++j)
-        to[i * outputs + j] = added ? added[i * outputs + j] + values[j] : values[j];
+      for (int i = 0; i < R; ++i) {
+        const Vec<T> value = splat<T>(a[i]);
+        sums[i][0] += value * l;
+        sums[i][1] += value * r;
+      }
     }
   }
 };
+
+template <class T>
+static int64_t product_space(const ProductCall& call) {
+  return tiles_of_weight<T>(call.outputs) * call.inner * int64_t(sizeof(Vec<T>)) + 64;
+}
+
+template <class T>
+static int product(const ProductCall& call) {
+  Scratch scratch;
+  scratch.use(call.space);
+  Vec<T>* packed = scratch.take<Vec<T>>(tiles_of_weight<T>(call.outputs) * call.inner);
+  Pack<T> pack{static_cast<const T*>(call.weight), call.outputs, call.inner,
+               call.weight_stride[0], call.weight_stride[1], packed};
+  parallel(call.threads, pack);
+  T* out = static_cast<T*>(call.out);
+  Product<T> job{static_cast<const T*>(call.a), call.rows, call.a_stride, call.inner, packed,
+                 call.outputs, call.adds ? out : nullptr, out, call.out_stride};
+  parallel(call.threads, job);
+  return kDone;
+}
+
+template <class T>
+static int rows_product(const RowsProductCall& call) {
+  RowsProduct<T> job{call};
+  parallel(call.threads, job);
+  return kDone;
+}
 
 }  // namespace FASTVIM_LEVEL

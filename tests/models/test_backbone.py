@@ -228,12 +228,22 @@ def test_only_pooled_values_are_scaled(name, matters):
     "overrides",
     [{}, {"schedule": []}, {"pooling": "max", "post_ssm_norm": False}, {"pooling": "attention"}],
 )
-def test_without_gradients_the_fused_block_computes_the_same(overrides):
+def test_the_fused_block_computes_the_same(overrides):
     model = create_model("fastvim_femto", **overrides).double().eval()
     x = images(model).double()
-    expected = model(x)
+
+    def found():
+        out = model(x)
+        return out, *torch.autograd.grad(out.square().sum(), [*model.parameters()])
+
+    fused = found()
+    hooks = [block.mixer.register_forward_hook(lambda *_: None) for block in model.blocks]
+    for value, expected in zip(fused, found(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+    for hook in hooks:
+        hook.remove()
     with torch.no_grad():
-        torch.testing.assert_close(model(x), expected.detach(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(model(x), fused[0].detach(), rtol=1e-10, atol=1e-12)
 
 
 @needs_cpu_backend
