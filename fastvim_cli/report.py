@@ -22,6 +22,7 @@ def command(directory: Path, formats: str | None):
       fastvim report results/pooling-alternation-quick
       fastvim report results/pooling-alternation-quick --format latex,svg
     """
+    from fastvim.experiments.record import folder_of_runs
     from fastvim.reports.comparison import study_of
     from fastvim.reports.tensorboard import write_board
     from fastvim.reports.write import parse_formats, write_report
@@ -29,6 +30,7 @@ def command(directory: Path, formats: str | None):
     from fastvim_cli.tables import print_results, print_written
 
     chosen = parse_formats(formats)
+    directory = folder_of_runs(directory)
     study = study_of(directory)
     written = write_report(study, directory, chosen)
     write_board(study, directory)

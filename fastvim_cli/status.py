@@ -37,14 +37,11 @@ def command(directory: Path, watch: bool):
 
 def _states(directory: Path):
     """The table, whether all runs have ended, and what cannot be read or has failed."""
-    from fastvim.experiments.record import FILE, read_plan
-    from fastvim.experiments.stability import RUNS_FOLDER
+    from fastvim.experiments.record import folder_of_runs, read_plan
     from fastvim.experiments.store import FINAL, Store
     from fastvim_cli.display import table
 
-    # A stability study keeps its runs one folder below its tables.
-    if not (directory / FILE).exists() and (directory / RUNS_FOLDER / FILE).exists():
-        directory = directory / RUNS_FOLDER
+    directory = folder_of_runs(directory)
     plan, store = read_plan(directory), Store(directory)
     title = f"{plan.name}, profile {plan.profile}"
     rows = table("run", "state", ">step", ">top-1", ">time", "folder", title=title)

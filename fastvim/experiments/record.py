@@ -7,6 +7,7 @@ from pathlib import Path
 from fastvim.errors import UserError
 from fastvim.experiments.plan import Plan, loaded
 from fastvim.experiments.schema import RunConfig
+from fastvim.experiments.stability import RUNS_FOLDER
 from fastvim.experiments.store import FORMAT, Run
 from fastvim.files import write_atomic
 
@@ -69,6 +70,12 @@ def _run(described: dict, config: RunConfig) -> Run:
     if before is not None:
         before = Run(before["variant"], seed, config.pretrained.run, before["hash"])
     return Run(described["variant"], seed, config, described["hash"], before)
+
+
+def folder_of_runs(output: Path) -> Path:
+    """`output`, or where a stability study keeps its runs, a folder below its tables."""
+    study = output / RUNS_FOLDER
+    return study if not (output / FILE).exists() and (study / FILE).exists() else output
 
 
 def read_plan(output: Path) -> RecordedPlan:

@@ -272,7 +272,7 @@ class Store:
         """Every run directory, and what is wrong with those that cannot be read."""
         records, problems = [], []
         for directory in sorted(self.runs.glob("*")):
-            if not directory.is_dir() or directory.name.startswith("."):
+            if not directory.is_dir() or directory.name.startswith(".") or _is_board(directory):
                 continue
             try:
                 records.append(read_run(directory))
@@ -283,6 +283,12 @@ class Store:
 
 def _has_files(directory: Path) -> bool:
     return directory.is_dir() and any(not f.name.startswith(".") for f in directory.iterdir())
+
+
+def _is_board(directory: Path) -> bool:
+    """Whether it holds what TensorBoard shows and nothing else, such as a review's findings."""
+    names = [file.name for file in directory.iterdir()]
+    return bool(names) and all("tfevents" in name for name in names)
 
 
 def _link_or_copy(source: str, target: str) -> None:

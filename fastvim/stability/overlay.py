@@ -120,12 +120,13 @@ def _thinned(places: np.ndarray, most: int) -> np.ndarray:
 
 def _text(entry: Review) -> Summary.Value:
     """The table of episodes as TensorBoard text (Markdown)."""
-    lines = [
-        f"`{entry.curve.path}` {entry.curve.tag}: {words(entry)}",
-        "",
-        "| class | start | peak | end | deviations | height | recovered |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"`{entry.curve.path}` {entry.curve.tag}: {words(entry)}"]
+    if entry.episodes:
+        lines += [
+            "",
+            "| class | start | peak | end | deviations | height | recovered |",
+            "|---|---|---|---|---|---|---|",
+        ]
     for episode in entry.episodes:
         lines.append(
             f"| {episode.kind} | {steps(episode.start_step)} | {steps(episode.peak_step)} "

@@ -140,10 +140,12 @@ def test_the_claims_ledger_reads_it(study):
     assert rows[0]["verdict"] == result["verdict"]["verdict"]
 
 
-def test_status_shows_its_runs(study):
+def test_status_and_report_find_its_runs(study):
     result = fastvim("status", study[0])
     assert result.exit_code == 0, result.output
     assert result.output.count(" done ") == result.output.count(" diverged ") == 2, result.output
+    result = fastvim("report", study[0])
+    assert result.exit_code == 0 and "Written to" in result.output, result.output
 
 
 def test_the_same_command_finds_everything_done_and_another_is_refused(study, tmp_path):

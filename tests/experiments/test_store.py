@@ -93,6 +93,15 @@ def test_broken_runs_are_named_and_never_counted(tmp_path, file, content, reason
     assert record.directory == fresh and len(problems) == 1
 
 
+def test_findings_of_a_review_beside_the_runs_are_no_broken_runs(tmp_path):
+    store = Store(tmp_path)
+    finish(store.open(a_run()))
+    findings = store.runs / "one-seed0-abababab-episodes"
+    findings.mkdir()
+    (findings / "events.out.tfevents.1.fastvim-review").write_bytes(b"")
+    assert len(store.all_runs()[0]) == 1 and store.all_runs()[1] == []
+
+
 def test_result_without_settings_is_not_believed(tmp_path):
     store, run = Store(tmp_path), a_run()
     directory = store.open(run)
