@@ -93,8 +93,8 @@ class RunProgress:
             self._bar.stop()
 
     def say(self, message: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(message, markup=False)
+        """Print a line above the bar; a command in it stays whole, to be copied."""
+        self._console.print(message, markup=False, soft_wrap=True)
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]

@@ -31,3 +31,12 @@ def test_an_interrupt_while_a_line_is_printed_prints_nothing_twice():
         assert stop()
     assert stop.exit_code == 130
     assert sorted(stream.getvalue().splitlines()) == ["Stopping.", "a run done"]
+
+
+def test_a_long_command_is_not_broken():
+    stream = io.StringIO()
+    progress = RunProgress(1, 0)
+    progress._console = Console(file=stream, width=80)
+    command = "fastvim ablate mine.yaml " + "--set training.epochs=20 " * 20
+    progress.say(f"Stopped; everything is saved. To go on: {command}")
+    assert len(stream.getvalue().splitlines()) == 1
