@@ -76,6 +76,8 @@ class RunProgress:
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self._console,
+                # A millisecond of the cores that train each time; rich's ten a second are 1 %.
+                refresh_per_second=2,
                 # Steps differ in length: evaluations, the first one of a run.
                 speed_estimate_period=600,
             )
