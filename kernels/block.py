@@ -9,11 +9,9 @@ from torch import Tensor
 
 from fastvim.kernels import backends, cpu_block
 from fastvim.kernels.cpu_block import Kept
+from fastvim.kernels.mixer_schema import MIXER, TABLES, WEIGHTS, take_apart
+from fastvim.kernels.operator import like, scatter_back
 from fastvim.kernels.reference import MixerWeights, ScanLayout
-
-# Of the operators' inputs the first have gradients, then come a layout's tables, then settings.
-_DIFFERENTIATED = 4 + len(MixerWeights._fields)
-_TENSORS = _DIFFERENTIATED + 3
 
 
 def can_fuse(x: Tensor, *weights: Tensor | None) -> bool:
@@ -65,112 +63,49 @@ def residual_block(
     return y, Kept(*kept)
 
 
-@torch.library.custom_op("fastvim::residual_block", mutates_args=(), device_types="cpu")
-def _residual_block(
-    x: Tensor,
-    norm_weight: Tensor,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    mixer_norm_weight: Tensor | None,
-    mixer_norm_bias: Tensor | None,
-    order: Tensor | None,
-    steps: Tensor | None,
-    reverse_steps: Tensor | None,
-    n_steps: int,
-    pooling: str,
-    scale: float,
-    merge: str,
-    gate: bool,
-    eps: float,
-    norm_eps: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    weights = MixerWeights(
-        conv_weight,
-        conv_bias,
-        x_proj,
-        dt_proj,
-        dt_bias,
-        A_log,
-        D,
-        mixer_norm_weight,
-        mixer_norm_bias,
-    )
-    layout = ScanLayout(order, steps, reverse_steps, n_steps)
-    settings = {"pooling": pooling, "scale": scale, "merge": merge, "gate": gate, "eps": eps}
+_OWN = "Tensor x, Tensor block_norm_weight, Tensor in_proj, Tensor out_proj"
+# Of these and the mixer's arguments the first have gradients, then come tables, then settings.
+_DIFFERENTIATED = 4 + WEIGHTS
+_TENSORS = _DIFFERENTIATED + TABLES
+
+
+@torch.library.custom_op(
+    "fastvim::residual_block",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_OWN}, {MIXER}, float norm_eps, bool keep) "
+    f"-> (Tensor{', Tensor' * len(Kept._fields)})",
+)
+def _residual_block(x, norm_weight, in_proj, out_proj, *arguments) -> tuple[Tensor, ...]:
+    weights, layout, settings = take_apart(arguments)
     y, kept = cpu_block.block(
-        x, norm_weight, in_proj, out_proj, weights, layout, norm_eps, keep, **settings
+        x, norm_weight, in_proj, out_proj, weights, layout, *arguments[-2:], **settings
     )
     return y, *kept
 
 
 @_residual_block.register_fake
 def _(x, norm_weight, in_proj, out_proj, *arguments):
-    layout = ScanLayout(*arguments[len(MixerWeights._fields) :][:4])
+    _, layout, _ = take_apart(arguments)
     return x.new_empty(x.shape), *Kept.allocate(x, out_proj.shape[1], layout, arguments[-1])
 
 
-@torch.library.custom_op("fastvim::residual_block_backward", mutates_args=(), device_types="cpu")
-def _residual_block_backward(
-    grad_y: Tensor,
-    normal: Tensor,
-    norm_scale: Tensor,
-    xz: Tensor,
-    merged: Tensor,
-    pooled: Tensor,
-    scanned: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    mixer_norm_weight: Tensor | None,
-    mixer_norm_bias: Tensor | None,
-    order: Tensor | None,
-    steps: Tensor | None,
-    reverse_steps: Tensor | None,
-    n_steps: int,
-    pooling: str,
-    scale: float,
-    merge: str,
-    gate: bool,
-    eps: float,
-) -> list[Tensor]:
-    weights = MixerWeights(
-        conv_weight,
-        conv_bias,
-        x_proj,
-        dt_proj,
-        dt_bias,
-        A_log,
-        D,
-        mixer_norm_weight,
-        mixer_norm_bias,
-    )
-    layout = ScanLayout(order, steps, reverse_steps, n_steps)
-    kept = Kept(normal, norm_scale, xz, merged, pooled, scanned)
-    settings = {"pooling": pooling, "scale": scale, "merge": merge, "gate": gate, "eps": eps}
-    return cpu_block.block_backward(
-        grad_y, kept, x, norm_weight, in_proj, out_proj, weights, layout, **settings
-    )
+@torch.library.custom_op(
+    "fastvim::residual_block_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor grad_y, Tensor normal, Tensor block_norm_scale, Tensor xz, Tensor merged, "
+    f"Tensor pooled, Tensor scanned, {_OWN}, {MIXER}) -> Tensor[]",
+)
+def _residual_block_backward(grad_y, *arguments) -> list[Tensor]:
+    kept, inputs = arguments[: len(Kept._fields)], arguments[len(Kept._fields) :]
+    weights, layout, settings = take_apart(inputs[4:])
+    return cpu_block.block_backward(grad_y, Kept(*kept), *inputs[:4], weights, layout, **settings)
 
 
 @_residual_block_backward.register_fake
-def _(grad_y, normal, norm_scale, xz, merged, pooled, scanned, *arguments):
-    return [t.new_empty(t.shape) for t in arguments[:_DIFFERENTIATED] if t is not None]
+def _(grad_y, *arguments):
+    return like(*arguments[len(Kept._fields) :][:_DIFFERENTIATED])
 
 
 def _save(ctx, inputs, output) -> None:
@@ -185,10 +120,9 @@ def _differentiate(ctx, grad_y, *_):
     if grad_y is None:
         return (None,) * (_TENSORS + len(ctx.settings))
     saved = ctx.saved_tensors
-    grads = iter(_residual_block_backward(grad_y, *saved, *ctx.settings[:-2]))
-    inputs = saved[len(Kept._fields) :]
-    found = [None if t is None else next(grads) for t in inputs[:_DIFFERENTIATED]]
-    return *found, *(None for _ in range(_TENSORS - _DIFFERENTIATED + len(ctx.settings)))
+    grads = _residual_block_backward(grad_y, *saved, *ctx.settings[:-2])
+    present = [tensor is not None for tensor in saved[len(Kept._fields) :][:_DIFFERENTIATED]]
+    return (*scatter_back(present, grads), *(None,) * (TABLES + len(ctx.settings)))
 
 
 _residual_block.register_autograd(_differentiate, setup_context=_save)

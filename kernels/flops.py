@@ -6,13 +6,14 @@ Letters are those of `reference.py`.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 
 from fastvim.kernels import block, operator  # noqa: F401  (they define the operators)
+from fastvim.kernels.mixer_schema import take_apart
 
 # PyTorch's counter warns at import where there is no triton, which concerns no operator here.
 _logger = logging.getLogger("torch.utils.flop_counter")
@@ -129,38 +130,37 @@ def _(grad_y, grad_state, u, delta, A, B, C, D, z, bias, softplus, *_, out_shape
     return scan_backward_work(prod(u), A[1], *options).torch
 
 
-def _mixer_arguments(xz, weights, layout, settings) -> tuple:
-    conv_weight, _, _, dt_proj, _, A, _, norm_weight, _ = weights
-    _, steps, _, n_steps = layout
-    pools = steps is not None
-    sizes = _mixer_sizes(xz, conv_weight, dt_proj, A, n_steps if pools else None)
-    _, _, merge, gate = settings[:4]
-    return (*sizes, pools, norm_weight is not None, bool(gate), merge == "mean")
+def _mixer_arguments(xz: Any, arguments: Sequence) -> tuple:
+    weights, layout, settings = take_apart(arguments)
+    pools = layout.steps is not None
+    sizes = _mixer_sizes(
+        xz, weights.conv_weight, weights.dt_proj, weights.A, layout.n_steps if pools else None
+    )
+    norm, mean = weights.norm_weight is not None, settings["merge"] == "mean"
+    return (*sizes, pools, norm, bool(settings["gate"]), mean)
 
 
 @register_flop_formula(torch.ops.fastvim.pooled_mixer)
 def _(xz, *arguments, out_shape=None, **__) -> int:
-    return mixer_work(*_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:])).torch
+    return mixer_work(*_mixer_arguments(xz, arguments)).torch
 
 
 @register_flop_formula(torch.ops.fastvim.pooled_mixer_backward)
 def _(grad_out, pooled, scanned, xz, *arguments, out_shape=None, **__) -> int:
-    return mixer_backward_work(
-        *_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:])
-    ).torch
+    return mixer_backward_work(*_mixer_arguments(xz, arguments)).torch
 
 
 @register_flop_formula(torch.ops.fastvim.residual_block)
 def _(x, norm_weight, in_proj, out_proj, *arguments, out_shape=None, **__) -> int:
     xz = (*x[:2], in_proj[0])
-    mixer = mixer_work(*_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:]))
+    mixer = mixer_work(*_mixer_arguments(xz, arguments))
     return mixer.torch + 2 * prod(x[:2]) * (prod(in_proj) + prod(out_proj))
 
 
 @register_flop_formula(torch.ops.fastvim.residual_block_backward)
 def _(grad_y, normal, scale, xz, merged, pooled, scanned, *arguments, out_shape=None, **__) -> int:
     x, _, in_proj, out_proj, *rest = arguments
-    mixer = mixer_backward_work(*_mixer_arguments(xz, rest[:9], rest[9:13], rest[13:]))
+    mixer = mixer_backward_work(*_mixer_arguments(xz, rest))
     return mixer.torch + 4 * prod(x[:2]) * (prod(in_proj) + prod(out_proj))
 
 
@@ -181,8 +181,6 @@ def fvcore_handles() -> dict[str, Callable[[list, list], int]]:
 
     def mixer(inputs: list, outputs: list) -> int:
         xz, *arguments = map(_plain, inputs)
-        return mixer_work(
-            *_mixer_arguments(xz, arguments[:9], arguments[9:13], arguments[13:])
-        ).fvcore
+        return mixer_work(*_mixer_arguments(xz, arguments)).fvcore
 
     return {"fastvim::selective_scan": scan, "fastvim::pooled_mixer": mixer}

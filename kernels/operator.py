@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fastvim.kernels import backends
+from fastvim.kernels.mixer_schema import MIXER, TABLES, WEIGHTS, take_apart
 from fastvim.kernels.reference import MixerWeights, ScanLayout
-
-_WEIGHTS = len(MixerWeights._fields)
 
 
 def selective_scan(
@@ -129,14 +128,14 @@ def _selective_scan_backward(
 
 @_selective_scan_backward.register_fake
 def _(grad_y, grad_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend):
-    return _like(u, delta, A, B, C, D, z, delta_bias)
+    return like(u, delta, A, B, C, D, z, delta_bias)
 
 
-def _like(*tensors: Tensor | None) -> list[Tensor]:
+def like(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in tensors if tensor is not None]
 
 
-def _scatter_back(present: list[bool], grads: list[Tensor]) -> list[Tensor | None]:
+def scatter_back(present: list[bool], grads: list[Tensor]) -> list[Tensor | None]:
     """The gradients with None put back where an optional input was None."""
     remaining = iter(grads)
     return [next(remaining) if here else None for here in present]
@@ -151,7 +150,7 @@ def _differentiate_scan(ctx, grad_y, grad_state):
     tensors = ctx.saved_tensors
     grads = _selective_scan_backward(grad_y, grad_state, *tensors, ctx.delta_softplus, ctx.backend)
     present = [tensor is not None for tensor in tensors]
-    return (*_scatter_back(present, grads), None, None)
+    return (*scatter_back(present, grads), None, None)
 
 
 _selective_scan.register_autograd(_differentiate_scan, setup_context=_save_scan)
@@ -196,42 +195,20 @@ def pooled_mixer(
     )
 
 
-@torch.library.custom_op("fastvim::pooled_mixer", mutates_args=())
-def _pooled_mixer(
-    xz: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    order: Tensor | None,
-    steps: Tensor | None,
-    reverse_steps: Tensor | None,
-    n_steps: int,
-    pooling: str,
-    scale: float,
-    merge: str,
-    gate: bool,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    weights = MixerWeights(
-        conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_weight, norm_bias
-    )
-    layout = ScanLayout(order, steps, reverse_steps, n_steps)
+@torch.library.custom_op(
+    "fastvim::pooled_mixer",
+    mutates_args=(),
+    schema=f"(Tensor xz, {MIXER}, str backend) -> (Tensor, Tensor, Tensor)",
+)
+def _pooled_mixer(xz: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+    weights, layout, settings = take_apart(arguments)
     with _no_autocast(xz):
-        return _implementation(backend).pooled_mixer(
-            xz, weights, layout, pooling, scale, merge, gate, eps
-        )
+        return _implementation(arguments[-1]).pooled_mixer(xz, weights, layout, **settings)
 
 
 @_pooled_mixer.register_fake
 def _(xz, *arguments):
-    weights, layout = MixerWeights(*arguments[:_WEIGHTS]), ScanLayout(*arguments[_WEIGHTS:][:4])
+    weights, layout, _ = take_apart(arguments)
     batch, length, width = xz.shape
     n_steps = length if layout.steps is None else layout.n_steps
     dtype = torch.float32 if xz.dtype in (torch.float16, torch.bfloat16) else xz.dtype
@@ -240,50 +217,29 @@ def _(xz, *arguments):
     return out, xz.new_empty(steps, dtype=dtype), xz.new_empty(steps, dtype=dtype)
 
 
-@torch.library.custom_op("fastvim::pooled_mixer_backward", mutates_args=())
+@torch.library.custom_op(
+    "fastvim::pooled_mixer_backward",
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor pooled, Tensor scanned, Tensor xz, "
+    f"{MIXER}, str backend) -> Tensor[]",
+)
 def _pooled_mixer_backward(
-    grad_out: Tensor,
-    pooled: Tensor,
-    scanned: Tensor,
-    xz: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    order: Tensor | None,
-    steps: Tensor | None,
-    reverse_steps: Tensor | None,
-    n_steps: int,
-    pooling: str,
-    scale: float,
-    merge: str,
-    gate: bool,
-    eps: float,
-    backend: str,
+    grad_out: Tensor, pooled: Tensor, scanned: Tensor, xz: Tensor, *arguments
 ) -> list[Tensor]:
-    weights = MixerWeights(
-        conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, norm_weight, norm_bias
-    )
-    layout = ScanLayout(order, steps, reverse_steps, n_steps)
-    settings = {"pooling": pooling, "scale": scale, "merge": merge, "gate": gate, "eps": eps}
+    weights, layout, settings = take_apart(arguments)
     with _no_autocast(xz):
-        return _implementation(backend).pooled_mixer_backward(
+        return _implementation(arguments[-1]).pooled_mixer_backward(
             grad_out, xz, weights, layout, pooled, scanned, **settings
         )
 
 
 @_pooled_mixer_backward.register_fake
 def _(grad_out, pooled, scanned, *arguments):
-    return _like(*arguments[: 1 + _WEIGHTS])
+    return like(*arguments[: 1 + WEIGHTS])
 
 
 def _save_mixer(ctx, inputs, output) -> None:
-    tensors, ctx.settings = inputs[: _WEIGHTS + 4], inputs[_WEIGHTS + 4 :]
+    tensors, ctx.settings = inputs[: 1 + WEIGHTS + TABLES], inputs[1 + WEIGHTS + TABLES :]
     _, pooled, scanned = output
     ctx.mark_non_differentiable(pooled, scanned)
     ctx.set_materialize_grads(False)  # theirs would be zeros, filled and unused
@@ -295,9 +251,9 @@ def _differentiate_mixer(ctx, grad_out, _grad_pooled, _grad_scanned):
     if grad_out is None:
         return (None,) * (len(tensors) + len(ctx.settings))
     grads = _pooled_mixer_backward(grad_out, pooled, scanned, *tensors, *ctx.settings)
-    present = [tensor is not None for tensor in tensors[: 1 + _WEIGHTS]]
-    constants = 3 + len(ctx.settings)
-    return (*_scatter_back(present, grads), *(None,) * constants)
+    present = [tensor is not None for tensor in tensors[: 1 + WEIGHTS]]
+    constants = TABLES + len(ctx.settings)
+    return (*scatter_back(present, grads), *(None,) * constants)
 
 
 _pooled_mixer.register_autograd(_differentiate_mixer, setup_context=_save_mixer)
