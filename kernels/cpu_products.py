@@ -70,5 +70,7 @@ def rows_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         b.stride(0),
         out.data_ptr(),
     )
+    space = workspace(LIBRARY.fastvim_rows_product_space(call, a.dtype == torch.float64))
+    call.space = space.data_ptr()
     calls.run("fastvim_rows_product", call, a.dtype)
     return out

@@ -97,7 +97,7 @@ class ProductCall(ctypes.Structure):
 class RowsProductCall(ctypes.Structure):
     """`RowsProductCall` of csrc/interface.h."""
 
-    _fields_ = _fields("rows outputs columns threads | a b | a_stride b_stride | out")
+    _fields_ = _fields("rows outputs columns threads | a b | a_stride b_stride | out space")
 
 
 class BlockCall(ctypes.Structure):
@@ -130,6 +130,7 @@ _ENTRIES = {
     "fastvim_product": ProductCall,
     "fastvim_product_space": ProductCall,
     "fastvim_rows_product": RowsProductCall,
+    "fastvim_rows_product_space": RowsProductCall,
     "fastvim_block_forward": BlockCall,
     "fastvim_block_space": BlockCall,
 }
@@ -153,6 +154,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         entry.argtypes = (ctypes.POINTER(structure), ctypes.c_int)
         entry.restype = ctypes.c_int
     library.fastvim_product_space.restype = ctypes.c_int64
+    library.fastvim_rows_product_space.restype = ctypes.c_int64
     library.fastvim_block_space.restype = ctypes.c_int64
     library.fastvim_level.restype = ctypes.c_char_p
     library.fastvim_set_level.argtypes = (ctypes.c_char_p,)

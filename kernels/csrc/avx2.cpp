@@ -5,6 +5,10 @@
 #include <cstring>
 #include <ctime>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "interface.h"
 
 #if defined(__x86_64__)
@@ -15,6 +19,7 @@
 #endif
 #define FASTVIM_LEVEL avx2
 #define FASTVIM_BYTES 32
+#define FASTVIM_AVX2  // intrinsics where the general form is slower
 #include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -130,6 +130,11 @@ EXPORT int fastvim_product(const ProductCall* call, int is_double) {
   return level->kernels->product[is_double](*call);
 }
 
+// The bytes that fastvim_rows_product wants as `space`.
+EXPORT int64_t fastvim_rows_product_space(const RowsProductCall* call, int is_double) {
+  return level->kernels->rows_product_space[is_double](*call);
+}
+
 EXPORT int fastvim_rows_product(const RowsProductCall* call, int is_double) {
   return level->kernels->rows_product[is_double](*call);
 }

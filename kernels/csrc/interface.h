@@ -91,7 +91,7 @@ struct RowsProductCall {
   int64_t rows, outputs, columns, threads;
   const void *a, *b;  // (rows, outputs), (rows, columns)
   int64_t a_stride, b_stride;
-  void* out;  // (outputs, columns) contiguous
+  void *out, *space;  // (outputs, columns) contiguous; as many bytes as rows_product_space says
 };
 
 // A residual block. Of `mixer` the sizes, settings, tables and weights count.
@@ -127,6 +127,7 @@ struct Kernels {
   int (*magnitudes[2])(const MagnitudesCall&);
   int64_t (*product_space[2])(const ProductCall&);
   int (*product[2])(const ProductCall&);
+  int64_t (*rows_product_space[2])(const RowsProductCall&);
   int (*rows_product[2])(const RowsProductCall&);
   int64_t (*block_space[2])(const BlockCall&);
   int (*block_forward[2])(const BlockCall&);

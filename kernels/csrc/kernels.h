@@ -26,6 +26,7 @@ const Kernels kernels = {
     {magnitudes<float>, magnitudes<double>},
     {product_space<float>, product_space<double>},
     {product<float>, product<double>},
+    {rows_product_space<float>, rows_product_space<double>},
     {rows_product<float>, rows_product<double>},
     {block_space<float>, block_space<double>},
     {block_forward<float>, block_forward<double>},

@@ -37,6 +37,11 @@ INLINE Int most(Int a, Int b) {
 
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The size of at most `most_of_one` that cuts `total` most evenly; at least 1.
+INLINE int64_t evenly(int64_t total, int64_t most_of_one) {
+  return most<int64_t>(divide_up(total, most<int64_t>(divide_up(total, most_of_one), 1)), 1);
+}
+
 // How many blocks to cut the `parts` of each item into, so that no thread idles.
 INLINE int64_t blocks_of_item(int64_t items, int64_t parts, int64_t threads) {
   int64_t blocks = 1;

@@ -41,15 +41,15 @@ struct Packing {
   }
 };
 
-// Sums, and what is `added` to them, to the rows from `known` on of two tiles' columns.
+// Sums, and what is `added` to them, to rows [first, last) of two tiles' columns.
 template <class T, int R>
-INLINE void write(const Vec<T> (&sums)[R][2], int known, int64_t columns, const T* added, T* to,
-                  int64_t stride) {
+INLINE void write(const Vec<T> (&sums)[R][2], int first, int last, int64_t columns, const T* added,
+                  T* to, int64_t stride) {
   constexpr int W = kLanes<T>;
   if (columns >= 2 * W) {
 #pragma GCC unroll 14
     for (int i = 0; i < R; ++i)
-      if (i >= known)
+      if (i >= first && i < last)
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
           const int64_t at = i * stride + half * W;
@@ -62,7 +62,7 @@ INLINE void write(const Vec<T> (&sums)[R][2], int known, int64_t columns, const 
   for (int i = 0; i < R; ++i) {
     store(values, sums[i][0]);
     store(values + W, sums[i][1]);
-    if (i >= known)
+    if (i >= first && i < last)
       for (int64_t j = 0; j < columns; ++j)
         to[i * stride + j] = added ? added[i * stride + j] + values[j] : values[j];
   }
@@ -113,63 +113,93 @@ struct Product {
         sums[i][1] += value * r;
       }
     }
-    write<T>(sums, known, outputs - n, addend ? addend + row * out_stride + n : nullptr,
+    write<T>(sums, known, R, outputs - n, addend ? addend + row * out_stride + n : nullptr,
              out + row * out_stride + n, out_stride);
   }
 };
 
-// out = a^T b: as above with a's columns for rows, and b's rows where they lie for tiles. Some
-// hundred rows at a time, so that they stay in cache while all outputs pass them.
+// out = a^T b: as above with a's columns for rows, some hundred rows of a and b at a time. Both are
+// copied to where they are read one after the other: in the matrices they are a row's length apart,
+// which is often a multiple of a page, and then few of them fit into a cache at once.
 template <class T>
 struct RowsProduct {
   const RowsProductCall& call;
   static constexpr int W = kLanes<T>;
   static constexpr int64_t kAtOnce = 256;
+  int64_t groups;  // of kRows outputs
+  Vec<T>* tiles = nullptr;  // (threads, kAtOnce, 2) of b
+  T* panels = nullptr;      // (groups, kAtOnce, kRows) of a
+  Scratch scratch;
+
+  explicit RowsProduct(const RowsProductCall& c) : call(c), groups(divide_up(c.outputs, kRows)) {
+    scratch.reserve<Vec<T>>(call.threads * kAtOnce * 2);
+    scratch.reserve<T>(groups * kAtOnce * kRows);
+  }
+  int64_t space() const { return scratch.size(); }
+
+  int execute() {
+    scratch.use(call.space);
+    tiles = scratch.take<Vec<T>>(call.threads * kAtOnce * 2);
+    panels = scratch.take<T>(groups * kAtOnce * kRows);
+    parallel(call.threads, *this);
+    return kDone;
+  }
 
   void run(int thread, int threads) {
-    const Share share(call.outputs, thread, threads);
-    for (int64_t start = 0; start < call.rows; start += kAtOnce)
+    const Share share(groups, thread, threads);
+    Vec<T>* tile = tiles + thread * kAtOnce * 2;
+    for (int64_t start = 0; start < call.rows; start += kAtOnce) {
+      const int64_t count = least(kAtOnce, call.rows - start);
+      for (int64_t group = share.begin; group < share.end; ++group)
+        copy_outputs(start, count, group);
       for (int64_t n = 0; n < call.columns; n += 2 * W) {
-        int64_t m = share.begin;
-        for (; m + kRows <= share.end; m += kRows) multiply<kRows>(m, 0, n, start);
-        // What is left: again with outputs before it, if there are any, else one by one.
-        if (m < share.end && share.end - share.begin >= kRows)
-          multiply<kRows>(share.end - kRows, int(kRows - (share.end - m)), n, start);
-        else
-          for (; m < share.end; ++m) multiply<1>(m, 0, n, start);
+        copy_columns(start, count, n, tile);
+        for (int64_t group = share.begin; group < share.end; ++group)
+          multiply(tile, count, group, n, start > 0);
       }
+    }
   }
 
-  // Adds to outputs [m + known, m + R), columns from n, what `kAtOnce` rows give.
-  template <int R>
-  void multiply(int64_t m, int known, int64_t n, int64_t start) {
-    const int64_t count = least(kAtOnce, call.rows - start);
-    const T *a = static_cast<const T*>(call.a) + start * call.a_stride + m;
-    const T *b = static_cast<const T*>(call.b) + start * call.b_stride + n;
-    const int64_t columns = call.columns - n;
-    Vec<T> sums[R][2];
-#pragma GCC unroll 14
-    for (int i = 0; i < R; ++i) sums[i][0] = sums[i][1] = Vec<T>{};
-    if (columns >= 2 * W)
-      accumulate<R>(a, b, count, W, W, sums);
-    else
-      accumulate<R>(a, b, count, int(least<int64_t>(W, columns)), int(columns) - W, sums);
-    T* to = static_cast<T*>(call.out) + m * call.columns + n;
-    write<T>(sums, known, columns, start ? to : nullptr, to, call.columns);
+  // Zero behind the last output.
+  void copy_outputs(int64_t start, int64_t count, int64_t group) {
+    const T* from = static_cast<const T*>(call.a) + start * call.a_stride + group * kRows;
+    T* panel = panels + group * kAtOnce * kRows;
+    const int64_t left = call.outputs - group * kRows;
+    for (int64_t k = 0; k < count; ++k, from += call.a_stride, panel += kRows) {
+      if (left >= kRows)
+        __builtin_memcpy(panel, from, kRows * sizeof(T));
+      else
+        for (int i = 0; i < kRows; ++i) panel[i] = i < left ? from[i] : T(0);
+    }
   }
 
-  template <int R>
-  INLINE_MEMBER void accumulate(const T* a, const T* b, int64_t count, int left, int right,
-                                Vec<T> (&sums)[R][2]) {
-    for (int64_t k = 0; k < count; ++k, a += call.a_stride, b += call.b_stride) {
-      const Vec<T> l = load(b, left), r = load(b + W, right);
+  void copy_columns(int64_t start, int64_t count, int64_t n, Vec<T>* tile) {
+    const T* from = static_cast<const T*>(call.b) + start * call.b_stride + n;
+    const int64_t left = call.columns - n;
+    for (int half = 0; half < 2; ++half) {
+      const int lanes = int(most<int64_t>(least<int64_t>(left - half * W, W), 0));
+      for (int64_t k = 0; k < count; ++k)
+        tile[2 * k + half] = load(from + k * call.b_stride + half * W, lanes);
+    }
+  }
+
+  void multiply(const Vec<T>* tile, int64_t count, int64_t group, int64_t n, bool adds) {
+    const T* panel = panels + group * kAtOnce * kRows;
+    Vec<T> sums[kRows][2];
 #pragma GCC unroll 14
-      for (int i = 0; i < R; ++i) {
-        const Vec<T> value = splat<T>(a[i]);
+    for (int i = 0; i < kRows; ++i) sums[i][0] = sums[i][1] = Vec<T>{};
+    for (int64_t k = 0; k < count; ++k) {
+      const Vec<T> l = tile[2 * k], r = tile[2 * k + 1];
+#pragma GCC unroll 14
+      for (int i = 0; i < kRows; ++i) {
+        const Vec<T> value = splat<T>(panel[k * kRows + i]);
         sums[i][0] += value * l;
         sums[i][1] += value * r;
       }
     }
+    const int valid = int(least<int64_t>(kRows, call.outputs - group * kRows));
+    T* to = static_cast<T*>(call.out) + group * kRows * call.columns + n;
+    write<T>(sums, 0, valid, call.columns - n, adds ? to : nullptr, to, call.columns);
   }
 };
 
@@ -194,10 +224,13 @@ static int product(const ProductCall& call) {
 }
 
 template <class T>
+static int64_t rows_product_space(const RowsProductCall& call) {
+  return RowsProduct<T>(call).space();
+}
+
+template <class T>
 static int rows_product(const RowsProductCall& call) {
-  RowsProduct<T> job{call};
-  parallel(call.threads, job);
-  return kDone;
+  return RowsProduct<T>(call).execute();
 }
 
 }  // namespace FASTVIM_LEVEL

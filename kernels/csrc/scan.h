@@ -112,6 +112,11 @@ struct ChunkMatrix {
     values = copy;
     stride = states;
   }
+  ChunkMatrix from(int64_t t) const {
+    ChunkMatrix later = *this;
+    later.values += t * stride;
+    return later;
+  }
 };
 
 template <class T>
@@ -126,30 +131,22 @@ INLINE T* at(void* tensor, const int64_t stride[3], int64_t batch, int64_t chann
   return static_cast<T*>(tensor) + batch * stride[0] + channel * stride[1] + time * stride[2];
 }
 
-// The general decay, 2^(delta A).
+// Whether every |delta| times `reach` is below kNearLimit; NaN is not.
 template <class T>
-struct Exp2 {
-  INLINE_MEMBER Vec<T> operator()(Vec<T> delta, Vec<T> A) const { return exp2<T>(delta * A); }
-};
-
-// Whether no |delta| times `reach` leaves what the table takes; NaN does.
-template <class T>
-static bool in_table(const Vec<T>* delta, int count, Vec<T> reach) {
-#ifdef FASTVIM_AVX512
-  if constexpr (sizeof(T) == 4) {
-    __mmask16 good = 0xffff;
-    for (int t = 0; t < count; ++t)
-      good &= _mm512_cmp_ps_mask(_mm512_abs_ps((__m512)(delta[t] * reach)),
-                                 _mm512_set1_ps(kTableLimit), _CMP_LT_OQ);
-    return good == 0xffff;
+static bool is_near(const Vec<T>* delta, int count, Vec<T> reach) {
+  typename Simd<T>::I far{};
+  for (int t = 0; t < count; ++t) {
+    const Vec<T> product = delta[t] * reach;
+    far |= ~((product < kNearLimit<T>) & (product > -kNearLimit<T>));
   }
-#endif
-  return false;
+  int64_t any = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) any |= far[lane];
+  return !any;
 }
 
 // `count` steps of one tile: h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t, y_t = C_t h_t.
 // States is their number where the compiler should know it, so that they stay in registers, or 0.
-template <class T, bool FixedB, bool FixedC, int States, class Decay = Exp2<T>>
+template <class T, bool FixedB, bool FixedC, int States, class Decay>
 static void advance(const Vec<T>* __restrict delta, const Vec<T>* __restrict u,
                     Vec<T>* __restrict y, Vec<T>* __restrict state, const Vec<T>* __restrict A,
                     const Vec<T>* fixed_B, const Vec<T>* fixed_C, ChunkMatrix<T> B,
@@ -177,6 +174,15 @@ static void advance(const Vec<T>* __restrict delta, const Vec<T>* __restrict u,
     for (int n = 0; n < N; ++n) state[n] = h[n];
 }
 
+template <class T, bool FixedB, bool FixedC>
+static auto advance_for(bool near, int states) {
+  if (states == 16)
+    return near ? advance<T, FixedB, FixedC, 16, NearDecay<T>>
+                : advance<T, FixedB, FixedC, 16, AnyDecay<T>>;
+  return near ? advance<T, FixedB, FixedC, 0, NearDecay<T>>
+              : advance<T, FixedB, FixedC, 0, AnyDecay<T>>;
+}
+
 // delta with its bias and softplus; `raw`, before the softplus, where the backward needs it.
 template <class T>
 static void load_delta(const ScanCall& call, Vec<T>* delta, Vec<T>* raw, Vec<T> bias,
@@ -198,9 +204,10 @@ struct ScanForward {
   Scratch scratch;
   char* memory = nullptr;
   static constexpr int W = kLanes<T>;
+  static constexpr int kChunk = 128, kLine = 64 / sizeof(T);  // in steps
 
   explicit ScanForward(const ScanCall& c)
-      : call(c), plan(c, W), chunk(int(least<int64_t>(64, most<int64_t>(c.length, 1)))) {}
+      : call(c), plan(c, W), chunk(int(evenly(c.length, kChunk))) {}
 
   struct Local {  // of one thread
     Vec<T>*delta, *u, *y, *z, *state;
@@ -247,31 +254,46 @@ struct ScanForward {
                              local.B);
       const ChunkMatrix<T> C(call.C, call.C_stride, call.C_shared, item.batch, c0, start, count, N,
                              local.C);
-      for (int64_t tile = item.first_tile; tile < item.last_tile; ++tile)
+      for (int64_t tile = item.first_tile; tile < item.last_tile; ++tile) {
+        const bool last = tile + 1 == item.last_tile;
         scan_tile(item.batch, tile, start, count, B, C, local,
-                  local.state + (tile - item.first_tile) * N);
+                  local.state + (tile - item.first_tile) * N, last ? item.first_tile : tile + 1,
+                  last ? start + chunk : start);
+      }
     }
     if (call.state) store_states(item, local);
   }
 
+  // Asks for kLine steps of the next tile, whose rows the processor does not foresee. Always inline:
+  // of a function that does nothing else, the compiler drops the calls.
+  INLINE_MEMBER void fetch(int64_t batch, int64_t tile, int64_t start) const {
+    if (call.u_stride[2] != 1 || start >= call.length) return;
+    const int64_t c = plan.first_channel(tile, W);
+    const int lanes = plan.lanes_of(tile, W);
+    for (int64_t i = c; i < c + lanes; ++i) {
+      __builtin_prefetch(at<T>(call.u, call.u_stride, batch, i, start));
+      __builtin_prefetch(at<T>(call.delta, call.delta_stride, batch, i, start));
+      __builtin_prefetch(at<T>(call.y, call.y_stride, batch, i, start), 1);
+    }
+  }
+
   void scan_tile(int64_t batch, int64_t tile, int64_t start, int count, ChunkMatrix<T> B,
-                 ChunkMatrix<T> C, const Local& local, Vec<T>* state) {
+                 ChunkMatrix<T> C, const Local& local, Vec<T>* state, int64_t next,
+                 int64_t next_start) {
     const int64_t c = plan.first_channel(tile, W), first = tile * call.states;
     const int lanes = plan.lanes_of(tile, W);
     load_delta<T>(call, local.delta, nullptr, constants.bias[tile],
                   at<T>(call.delta, call.delta_stride, batch, c, start), count, lanes);
     load_tile(local.u, at<T>(call.u, call.u_stride, batch, c, start), call.u_stride[1],
               call.u_stride[2], count, lanes);
-    auto step = call.states == 16 ? advance<T, FixedB, FixedC, 16>
-                                  : advance<T, FixedB, FixedC, 0>;
-#ifdef FASTVIM_AVX512
-    if constexpr (sizeof(T) == 4)
-      if (in_table<T>(local.delta, count, constants.reach[tile]))
-        step = call.states == 16 ? advance<T, FixedB, FixedC, 16, Exp2Table>
-                                 : advance<T, FixedB, FixedC, 0, Exp2Table>;
-#endif
-    step(local.delta, local.u, local.y, state, constants.A + first, constants.B + first,
-         constants.C + first, B, C, count, int(call.states));
+    const bool near = is_near<T>(local.delta, count, constants.reach[tile]);
+    const auto step = advance_for<T, FixedB, FixedC>(near, int(call.states));
+    for (int t = 0; t < count; t += kLine) {
+      fetch(batch, next, next_start + t);
+      step(local.delta + t, local.u + t, local.y + t, state, constants.A + first,
+           constants.B + first, constants.C + first, B.from(t), C.from(t), least(kLine, count - t),
+           int(call.states));
+    }
     if (call.D)
       for (int t = 0; t < count; ++t) local.y[t] += constants.D[tile] * local.u[t];
     if (call.z) {

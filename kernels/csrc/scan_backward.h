@@ -165,7 +165,8 @@ struct ScanBackward {
       const ChunkMatrix<T> B = chunk_B(item, k, local), C = chunk_C(item, k, local);
       for (int64_t tile = item.first_tile; tile < item.last_tile; ++tile) {
         load_inputs(item.batch, tile, k, local);
-        const auto step = N == 16 ? advance<T, FixedB, FixedC, 16> : advance<T, FixedB, FixedC, 0>;
+        const bool near = is_near<T>(local.delta, count_of(k), constants.reach[tile]);
+        const auto step = advance_for<T, FixedB, FixedC>(near, int(N));
         step(local.delta, local.u, local.y, local.state + (tile - item.first_tile) * N,
              constants.A + tile * N, constants.B + tile * N, constants.C + tile * N, B, C,
              count_of(k), int(N));
@@ -194,7 +195,10 @@ struct ScanBackward {
       load_inputs(item.batch, tile, k, local);
       memcpy(static_cast<void*>(local.states), local.checkpoints + (k * tiles + within) * N,
              size_t(N) * sizeof(Vec<T>));
-      recompute(tile, B, C, count, local);
+      if (is_near<T>(local.delta, count, constants.reach[tile]))
+        recompute<NearDecay<T>>(tile, B, C, count, local);
+      else
+        recompute<AnyDecay<T>>(tile, B, C, count, local);
       load_grad_y(item.batch, tile, k, local, sums);
       reverse(tile, sums, B, C, count, local, local.grad_state + within * N);
       store_gradients(item.batch, tile, k, local, sums);
@@ -207,9 +211,11 @@ struct ScanBackward {
   }
 
   // The decays and states of a chunk; states[0] is where it starts.
+  template <class Decay>
   void recompute(int64_t tile, ChunkMatrix<T> B, ChunkMatrix<T> C, int count, const Local& local) {
     const int N = int(call.states);
     const Vec<T>* A = constants.A + tile * N;
+    const Decay decay_of;
     for (int t = 0; t < count; ++t) {
       const Vec<T> dt = local.delta[t], input = dt * local.u[t];
       const T *Bt = B.values + t * B.stride, *Ct = C.values + t * C.stride;
@@ -217,7 +223,7 @@ struct ScanBackward {
       Vec<T> out{};
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
-        const Vec<T> decay = exp2<T>(dt * A[n]);
+        const Vec<T> decay = decay_of(dt, A[n]);
         const Vec<T> b = FixedB ? constants.B[tile * N + n] : splat<T>(Bt[n]);
         const Vec<T> c = FixedC ? constants.C[tile * N + n] : splat<T>(Ct[n]);
         const Vec<T> next = decay * h[n] + input * b;

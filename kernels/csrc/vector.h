@@ -111,25 +111,50 @@ INLINE Vec<T> sum_of(int64_t count, Term term) {
   return (a + b) + (c + d);
 }
 
-// A NaN in x stays (unlike std::clamp's order of comparisons, which would be free to drop it).
-#ifdef FASTVIM_AVX512
-// Of these instructions' operands the second is the result where one is NaN. A comparison and a
-// blend, which the compiler makes of the general form, would take the multiplications' ports.
-INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
-  const __m512 raised = _mm512_max_ps((__m512)splat<float>(low), (__m512)x);
-  return (Vec<float>)_mm512_min_ps((__m512)splat<float>(high), raised);
+// The larger and the smaller of two; the second where one is NaN. A comparison and a blend, which the
+// compiler makes of the general form, would take the multiplications' ports.
+#if defined(FASTVIM_AVX512)
+INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
 }
-INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
-  const __m512d raised = _mm512_max_pd((__m512d)splat<double>(low), (__m512d)x);
-  return (Vec<double>)_mm512_min_pd((__m512d)splat<double>(high), raised);
+INLINE Vec<double> larger(Vec<double> a, Vec<double> b) {
+  return (Vec<double>)_mm512_max_pd((__m512d)a, (__m512d)b);
+}
+INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_min_ps((__m512)a, (__m512)b);
+}
+INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) {
+  return (Vec<double>)_mm512_min_pd((__m512d)a, (__m512d)b);
+}
+#elif defined(FASTVIM_AVX2)
+INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+}
+INLINE Vec<double> larger(Vec<double> a, Vec<double> b) {
+  return (Vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b);
+}
+INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_min_ps((__m256)a, (__m256)b);
+}
+INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) {
+  return (Vec<double>)_mm256_min_pd((__m256d)a, (__m256d)b);
 }
 #else
-template <class T>
-INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
-  x = x < splat<T>(low) ? splat<T>(low) : x;
-  return x > splat<T>(high) ? splat<T>(high) : x;
+template <class V>
+INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
 }
 #endif
+
+// A NaN in x stays (unlike std::clamp's order of comparisons, which would be free to drop it).
+template <class T>
+INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
+  return smaller(splat<T>(high), larger(splat<T>(low), x));
+}
 
 INLINE Vec<float> exp2_polynomial(Vec<float> r) {
   Vec<float> p = 0.001326472726228728f * r + 0.009671512710367482f;
@@ -180,24 +205,41 @@ INLINE Vec<T> exp2(Vec<T> x) {
   const Vec<T> r = fraction(x);
   return scale(exp2_polynomial(r), x - r);
 #else
-  x = clamp(x, Simd<T>::lowest_exponent, Simd<T>::highest_exponent);
+  x = clamp<T>(x, Simd<T>::lowest_exponent, Simd<T>::highest_exponent);
   Vec<T> rounded = x + Simd<T>::round_magic;
   Vec<T> r = x - (rounded - Simd<T>::round_magic);
   return scale_by_power<T>(exp2_polynomial(r), rounded);
 #endif
 }
 
-// 2^(x y) for |x y| up to kTableLimit, as the scan wants it.
-#ifdef FASTVIM_AVX512
-constexpr float kTableLimit = 120.f;
+// The scan's decay, 2^(x y), for any x and y.
+template <class T>
+struct AnyDecay {
+  INLINE_MEMBER Vec<T> operator()(Vec<T> x, Vec<T> y) const { return exp2<T>(x * y); }
+};
 
+// The same for |x y| below kNearLimit, in fewer instructions and, with fused multiplications, without
+// the product's rounding.
+template <class T>
+constexpr T kNearLimit = Simd<T>::highest_exponent - 8;
+
+template <class T>
+struct PolynomialDecay {
+  INLINE_MEMBER Vec<T> operator()(Vec<T> x, Vec<T> y) const {
+    const Vec<T> rounded = x * y + Simd<T>::round_magic;
+    const Vec<T> r = x * y - (rounded - Simd<T>::round_magic);
+    return scale_by_power<T>(exp2_polynomial(r), rounded);
+  }
+};
+
+#ifdef FASTVIM_AVX512
 // 2^(i/32) from a table of two registers times (r + a)^2 + b, |r| <= 1/64, whose error is 5.4e-8:
 // fewer multiplications than the polynomial above, and they are what a scan waits for. The table
 // carries the square's factor, and less the bits of i that adding n brings into the mantissa.
-struct Exp2Table {
+struct TableDecay {
   Vec<float> low, high;
 
-  INLINE_MEMBER Exp2Table() {
+  INLINE_MEMBER TableDecay() {
     alignas(64) static const uint32_t entries[32] = {
         0x3e75fd7bu, 0x3e77606cu, 0x3e7870c7u, 0x3e7740c6u, 0x3e762089u, 0x3e751068u, 0x3e7410beu, 0x3e7321e7u,
         0x3e724442u, 0x3e71782eu, 0x3e70be0eu, 0x3e701647u, 0x3e6f8140u, 0x3e6eff62u, 0x3e6e9118u, 0x3e6e36d0u,
@@ -218,7 +260,23 @@ struct Exp2Table {
     return scale * (s * s + 2.0813076f);
   }
 };
+
+template <class T>
+struct Near {
+  typedef AnyDecay<T> Decay;
+};
+template <>
+struct Near<float> {
+  typedef TableDecay Decay;
+};
+#else
+template <class T>
+struct Near {
+  typedef PolynomialDecay<T> Decay;
+};
 #endif
+template <class T>
+using NearDecay = typename Near<T>::Decay;
 
 // e^x for |x| up to 87 in float and 708 in double, held there outside; log2(e) comes in two parts
 // so that large |x| keeps its relative accuracy.
@@ -226,7 +284,7 @@ template <class T>
 INLINE Vec<T> exp(Vec<T> x) {
   constexpr T ln2 = T(0.69314718055994531);
   // Inside the range of normal numbers; callers need neither 0 nor infinity.
-  x = clamp(x, ln2 * (Simd<T>::lowest_exponent + 2), ln2 * (Simd<T>::highest_exponent - 1));
+  x = clamp<T>(x, ln2 * (Simd<T>::lowest_exponent + 2), ln2 * (Simd<T>::highest_exponent - 1));
   Vec<T> rounded = x * Simd<T>::log2e + Simd<T>::round_magic;
   Vec<T> n = rounded - Simd<T>::round_magic;
   Vec<T> r = x * Simd<T>::log2e_rest + (x * Simd<T>::log2e - n);
@@ -310,44 +368,80 @@ INLINE void transpose(Vec<T> rows[kLanes<T>]) {
     for (int i = 0; i < lanes; ++i) rows[i] = shuffled[i];
   }
 }
+#ifdef FASTVIM_AVX2
+// The compiler builds a shuffle across the halves of a register from four; within them it is one.
+template <>
+INLINE_MEMBER void transpose<float>(Vec<float> rows[8]) {
+  __m256 pairs[8], quads[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    pairs[2 * i] = _mm256_unpacklo_ps((__m256)rows[2 * i], (__m256)rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm256_unpackhi_ps((__m256)rows[2 * i], (__m256)rows[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+      quads[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = (Vec<float>)_mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    rows[i + 4] = (Vec<float>)_mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
+}
+#endif
 
 // Copy `count` times and `lanes` channels of a strided tensor to tile[time].
 template <class T>
 static void load_tile(Vec<T>* tile, const T* from, int64_t channel_stride, int64_t time_stride,
                       int count, int lanes) {
   constexpr int W = kLanes<T>;
-  int t = 0;
   if (channel_stride == 1) {
-    for (; t < count; ++t) tile[t] = load(from + t * time_stride, lanes);
-  } else if (time_stride == 1) {
-    for (; t + W <= count; t += W) {
+    for (int t = 0; t < count; ++t) tile[t] = load(from + t * time_stride, lanes);
+  } else if (time_stride == 1 && count >= W) {
+    // Squares; the last one ends at `count`, though it does some of the one before it again.
+    for (int start = 0; start < count; start += W) {
+      const int t = start + W <= count ? start : count - W;
+      Vec<T> rows[W];
+#pragma GCC unroll 16
       for (int c = 0; c < W; ++c)
-        tile[t + c] = c < lanes ? load(from + c * channel_stride + t) : Vec<T>{};
-      transpose<T>(tile + t);
+        rows[c] = c < lanes ? load(from + c * channel_stride + t) : Vec<T>{};
+      transpose<T>(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) tile[t + i] = rows[i];
     }
-  }
-  for (; t < count; ++t) {
-    tile[t] = Vec<T>{};
-    for (int c = 0; c < lanes; ++c) tile[t][c] = from[c * channel_stride + t * time_stride];
+  } else {
+    for (int t = 0; t < count; ++t) {
+      tile[t] = Vec<T>{};
+      for (int c = 0; c < lanes; ++c) tile[t][c] = from[c * channel_stride + t * time_stride];
+    }
   }
 }
 
-// The inverse of load_tile; the tile is left transposed.
+// The inverse of load_tile.
 template <class T>
-static void store_tile(T* to, Vec<T>* tile, int64_t channel_stride, int64_t time_stride, int count,
-                       int lanes) {
+static void store_tile(T* to, const Vec<T>* tile, int64_t channel_stride, int64_t time_stride,
+                       int count, int lanes) {
   constexpr int W = kLanes<T>;
-  int t = 0;
   if (channel_stride == 1) {
-    for (; t < count; ++t) store(to + t * time_stride, tile[t], lanes);
-  } else if (time_stride == 1) {
-    for (; t + W <= count; t += W) {
-      transpose<T>(tile + t);
-      for (int c = 0; c < lanes; ++c) store(to + c * channel_stride + t, tile[t + c]);
+    for (int t = 0; t < count; ++t) store(to + t * time_stride, tile[t], lanes);
+  } else if (time_stride == 1 && count >= W) {
+    for (int start = 0; start < count; start += W) {
+      const int t = start + W <= count ? start : count - W;
+      Vec<T> rows[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) rows[i] = tile[t + i];
+      transpose<T>(rows);
+#pragma GCC unroll 16
+      for (int c = 0; c < W; ++c)
+        if (c < lanes) store(to + c * channel_stride + t, rows[c]);
     }
+  } else {
+    for (int t = 0; t < count; ++t)
+      for (int c = 0; c < lanes; ++c) to[c * channel_stride + t * time_stride] = tile[t][c];
   }
-  for (; t < count; ++t)
-    for (int c = 0; c < lanes; ++c) to[c * channel_stride + t * time_stride] = tile[t][c];
 }
 
 }  // namespace FASTVIM_LEVEL
