@@ -201,7 +201,6 @@ def pooled_mixer_backward(
         call.grad_skip = grads.D.data_ptr()
         call.grad_norm_weight = calls.pointer(grads.norm_weight)
         call.grad_norm_bias = calls.pointer(grads.norm_bias)
-        calls.run("fastvim_mixer_convolve", call, xz.dtype)
         calls.run("fastvim_mixer_finish_backward", call, xz.dtype)
         grad_pooled = _steps_backward(pooled, weights, grad_scanned, grads)
         call.grad_pooled = grad_pooled.data_ptr()

@@ -132,6 +132,12 @@ struct MixerConvolve {
   bool pools() const { return call.pooled && call.step; }
 
   int execute() {
+    if (!prepare()) return kNoMemory;
+    parallel(call.threads, *this);
+    return kDone;
+  }
+
+  bool prepare() {
     const int64_t column = kRun + 2 * (call.width - 1), steps = pools() ? call.steps : 0;
     const int64_t pooled = divide_up(constants.tiles, blocks) * steps;
     constants.reserve(scratch, call);
@@ -142,7 +148,7 @@ struct MixerConvolve {
       for (int d = 0; d < 2; ++d) scratch.reserve<Vec<T>>(pooled);
       for (int d = 0; d < 2; ++d) scratch.reserve<T>(steps);
     }
-    if (!scratch.allocate()) return kNoMemory;
+    if (!scratch.allocate()) return false;
     constants.fill(scratch, call);
     locals = scratch.take<Local>(call.threads);
     for (int64_t i = 0; i < call.threads; ++i) {
@@ -153,12 +159,14 @@ struct MixerConvolve {
       for (int d = 0; d < 2; ++d) l.pooled[d] = scratch.take<Vec<T>>(pooled);
       for (int d = 0; d < 2; ++d) l.factor[d] = scratch.take<T>(steps);
     }
-    parallel(call.threads, *this);
-    return kDone;
+    return true;
   }
 
   void run(int thread, int threads) {
-    const Share share(call.batch * blocks, thread, threads);
+    items(Share(call.batch * blocks, thread, threads), thread);
+  }
+
+  void items(const Share& share, int thread) {
     int64_t prepared = -1;
     for (int64_t item = share.begin; item < share.end; ++item) {
       const int64_t batch = item / blocks;

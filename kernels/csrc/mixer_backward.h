@@ -31,22 +31,23 @@ struct MixerFinishBackward {
   explicit MixerFinishBackward(const MixerCall& c)
       : call(c), tiles(divide_up(c.channels, W)), blocks(divide_up(c.length, kTokens)) {}
 
-  int execute() {
+  bool prepare() {
     for (int i = 0; i < 4; ++i) scratch.reserve<Vec<T>>(call.threads * tiles);
-    if (!scratch.allocate()) return kNoMemory;
+    if (!scratch.allocate()) return false;
     Vec<T>** rows[] = {&values, &grads, &sum_weight, &sum_bias};
     for (Vec<T>** row : rows) {
       *row = scratch.take<Vec<T>>(call.threads * tiles);
       for (int64_t i = 0; i < call.threads * tiles; ++i) (*row)[i] = Vec<T>{};
     }
-    parallel(call.threads, *this);
-    add_threads<T>(sum_weight, call.threads, tiles, call.channels, call.grad_norm_weight);
-    add_threads<T>(sum_bias, call.threads, tiles, call.channels, call.grad_norm_bias);
-    return kDone;
+    return true;
   }
 
-  void run(int thread, int threads) {
-    const Share share(call.batch * blocks, thread, threads);
+  void add_sums() {
+    add_threads<T>(sum_weight, call.threads, tiles, call.channels, call.grad_norm_weight);
+    add_threads<T>(sum_bias, call.threads, tiles, call.channels, call.grad_norm_bias);
+  }
+
+  void items(const Share& share, int thread) {
     for (int64_t item = share.begin; item < share.end; ++item) {
       const int64_t batch = item / blocks, first = item % blocks * kTokens;
       const Layout layout(call, batch);
@@ -116,16 +117,14 @@ struct StepSums {
   explicit StepSums(const MixerCall& c)
       : call(c), constants(c), directions(c.reverse_step ? 2 : 1) {}
 
-  int execute() {
+  bool prepare() {
     scratch.reserve<Vec<T>>(call.threads * call.steps);
-    if (!scratch.allocate()) return kNoMemory;
+    if (!scratch.allocate()) return false;
     sums = scratch.take<Vec<T>>(call.threads * call.steps);
-    parallel(call.threads, *this);
-    return kDone;
+    return true;
   }
 
-  void run(int thread, int threads) {
-    const Share share(call.batch * constants.tiles, thread, threads);
+  void items(const Share& share, int thread) {
     for (int64_t item = share.begin; item < share.end; ++item)
       for (int64_t d = 0; d < directions; ++d)
         column(item / constants.tiles, item % constants.tiles, int(d), sums + thread * call.steps);
@@ -146,10 +145,63 @@ struct StepSums {
   }
 };
 
+// What comes before the scan's backward: the skip again, then the rows, then the sums over steps. Each
+// thread takes whole images through all three, while they are in its cache; images left over are
+// shared by all threads, one stage after the other.
+template <class T>
+struct BeforeScanBackward {
+  const MixerCall& call;
+  MixerConvolve<T> skip;
+  MixerFinishBackward<T> rows;
+  StepSums<T> sums;
+  int64_t whole;
+
+  explicit BeforeScanBackward(const MixerCall& c)
+      : call(c), skip(c), rows(c), sums(c), whole(c.batch / c.threads * c.threads) {}
+
+  int execute() {
+    if (!skip.prepare() || !rows.prepare() || !sums.prepare()) return kNoMemory;
+    if (whole) parallel(call.threads, *this);
+    share_rest(skip, skip.blocks);
+    share_rest(rows, rows.blocks);
+    share_rest(sums, sums.constants.tiles);
+    rows.add_sums();
+    return kDone;
+  }
+
+  void run(int thread, int threads) {
+    const Share share(whole, thread, threads);
+    for (int64_t image = share.begin; image < share.end; ++image) {
+      skip.items(of_image(image, skip.blocks), thread);
+      rows.items(of_image(image, rows.blocks), thread);
+      sums.items(of_image(image, sums.constants.tiles), thread);
+    }
+  }
+
+ private:
+  static Share of_image(int64_t image, int64_t items) {
+    return Share(image * items, (image + 1) * items);
+  }
+
+  template <class Stage>
+  struct Rest {
+    Stage& stage;
+    int64_t first, count;
+    void run(int thread, int threads) {
+      const Share share(count, thread, threads);
+      stage.items(Share(first + share.begin, first + share.end), thread);
+    }
+  };
+  template <class Stage>
+  void share_rest(Stage& stage, int64_t items) {
+    Rest<Stage> rest{stage, whole * items, (call.batch - whole) * items};
+    if (rest.count) parallel(call.threads, rest);
+  }
+};
+
 template <class T>
 static int mixer_finish_backward(const MixerCall& call) {
-  const int status = MixerFinishBackward<T>(call).execute();
-  return status == kDone ? StepSums<T>(call).execute() : status;
+  return BeforeScanBackward<T>(call).execute();
 }
 
 // From the gradients of the merged rows (`out`) and of the pooled steps to those of x, of the

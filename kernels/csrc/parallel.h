@@ -55,6 +55,7 @@ struct Share {
   int64_t begin, end;
   Share(int64_t items, int thread, int threads)
       : begin(items * thread / threads), end(items * (thread + 1) / threads) {}
+  Share(int64_t b, int64_t e) : begin(b), end(e) {}
 };
 
 // One allocation, cut into vector-aligned arrays: `reserve` them all, `allocate`, then `take` them

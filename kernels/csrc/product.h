@@ -125,7 +125,7 @@ template <class T>
 struct RowsProduct {
   const RowsProductCall& call;
   static constexpr int W = kLanes<T>;
-  static constexpr int64_t kAtOnce = 256;
+  static constexpr int64_t kAtOnce = 256, kFew = 8;
   int64_t groups;  // of kRows outputs
   Vec<T>* tiles = nullptr;  // (threads, kAtOnce, 2) of b
   T* panels = nullptr;      // (groups, kAtOnce, kRows) of a
@@ -150,8 +150,10 @@ struct RowsProduct {
     Vec<T>* tile = tiles + thread * kAtOnce * 2;
     for (int64_t start = 0; start < call.rows; start += kAtOnce) {
       const int64_t count = least(kAtOnce, call.rows - start);
-      for (int64_t group = share.begin; group < share.end; ++group)
-        copy_outputs(start, count, group);
+      // A few rows at a time, so that their cache lines are read once, though groups do not fill them.
+      for (int64_t k = 0; k < count; k += kFew)
+        for (int64_t group = share.begin; group < share.end; ++group)
+          copy_outputs(start, k, least(k + kFew, count), group);
       for (int64_t n = 0; n < call.columns; n += 2 * W) {
         copy_columns(start, count, n, tile);
         for (int64_t group = share.begin; group < share.end; ++group)
@@ -160,12 +162,12 @@ struct RowsProduct {
     }
   }
 
-  // Zero behind the last output.
-  void copy_outputs(int64_t start, int64_t count, int64_t group) {
-    const T* from = static_cast<const T*>(call.a) + start * call.a_stride + group * kRows;
-    T* panel = panels + group * kAtOnce * kRows;
+  // Of rows [start + first, start + last); zero behind the last output.
+  void copy_outputs(int64_t start, int64_t first, int64_t last, int64_t group) {
+    const T* from = static_cast<const T*>(call.a) + (start + first) * call.a_stride + group * kRows;
+    T* panel = panels + (group * kAtOnce + first) * kRows;
     const int64_t left = call.outputs - group * kRows;
-    for (int64_t k = 0; k < count; ++k, from += call.a_stride, panel += kRows) {
+    for (int64_t k = first; k < last; ++k, from += call.a_stride, panel += kRows) {
       if (left >= kRows)
         __builtin_memcpy(panel, from, kRows * sizeof(T));
       else
