@@ -15,6 +15,7 @@ from fastvim.kernels.native import (
     RowsProductCall,
     ScanCall,
     ScanGradients,
+    StepsCall,
 )
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
@@ -30,6 +31,7 @@ def run(
     | MagnitudesCall
     | ProductCall
     | RowsProductCall
+    | StepsCall
     | BlockCall,
     dtype: torch.dtype,
 ) -> None:

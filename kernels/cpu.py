@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastvim.kernels import calls
-from fastvim.kernels.cpu_products import product, rows_product
-from fastvim.kernels.native import MixerCall, ScanCall
+from fastvim.kernels.cpu_products import product, workspace
+from fastvim.kernels.native import LIBRARY, MixerCall, ScanCall, StepsCall
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 
@@ -118,7 +118,7 @@ def _direction_call(
     projected: Tensor,
     delta: Tensor,
     weights: MixerWeights,
-    y: calls.View = calls.NOTHING,
+    y: calls.View,
 ) -> ScanCall:
     """The scan of one direction over its channel-last steps."""
     batch, steps, channels = pooled.shape[1:]
@@ -213,33 +213,29 @@ def _steps_backward(
     pooled: Tensor, weights: MixerWeights, grad_scanned: Tensor, grads: MixerWeights
 ) -> Tensor:
     """The gradient of `pooled` through projections and scans; fills those of their weights."""
-    rank, states = weights.dt_proj.shape[2], weights.A.shape[2]
-    projected, delta = _project(pooled, weights)
-    grad_pooled, grad_delta = torch.empty_like(pooled), torch.empty_like(delta)
-    grad_projected = torch.empty_like(projected)
-    for direction in (0, 1):
-        matrices = grad_projected[direction]
-        arguments = calls.scan_gradients(
-            _direction_call(direction, pooled, projected, delta, weights),
-            calls.steps_view(grad_scanned[min(direction, grad_scanned.shape[0] - 1)], direction),
-            calls.NOTHING,
-            calls.steps_view(grad_pooled[direction], direction),
-            calls.steps_view(grad_delta[direction], direction),
-            calls.NOTHING,
-            grads.A[direction],
-            calls.steps_matrix_view(matrices[..., rank : rank + states], direction),
-            calls.steps_matrix_view(matrices[..., rank + states :], direction),
-            None,
-            grads.dt_bias[direction],
-        )
-        calls.run("fastvim_scan_backward", arguments, pooled.dtype)
-        x_proj, dt_proj = weights.x_proj[direction], weights.dt_proj[direction]
-        rows, rows_projected, rows_grad, rows_grad_delta, rows_grad_pooled = (
-            tensor[direction].flatten(0, 1)
-            for tensor in (pooled, projected, grad_projected, grad_delta, grad_pooled)
-        )
-        product(rows_grad_delta, dt_proj.t(), out=rows_grad[:, :rank])
-        rows_product(rows_grad_delta, rows_projected[:, :rank], out=grads.dt_proj[direction])
-        rows_product(rows_grad, rows, out=grads.x_proj[direction])
-        product(rows_grad, x_proj.t(), out=rows_grad_pooled, adds=True)
+    _, batch, steps, channels = pooled.shape
+    grad_pooled = torch.empty_like(pooled)
+    call = StepsCall(
+        batch,
+        steps,
+        channels,
+        weights.dt_proj.shape[2],
+        weights.A.shape[2],
+        torch.get_num_threads(),
+        grad_scanned.shape[0] == 1,
+        pooled.data_ptr(),
+        grad_scanned.data_ptr(),
+        weights.x_proj.data_ptr(),
+        weights.dt_proj.data_ptr(),
+        weights.dt_bias.data_ptr(),
+        weights.A.data_ptr(),
+        grad_pooled.data_ptr(),
+        grads.x_proj.data_ptr(),
+        grads.dt_proj.data_ptr(),
+        grads.dt_bias.data_ptr(),
+        grads.A.data_ptr(),
+    )
+    space = workspace(LIBRARY.fastvim_steps_space(call, pooled.dtype == torch.float64))
+    call.space = space.data_ptr()
+    calls.run("fastvim_steps_backward", call, pooled.dtype)
     return grad_pooled

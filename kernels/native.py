@@ -100,6 +100,16 @@ class RowsProductCall(ctypes.Structure):
     _fields_ = _fields("rows outputs columns threads | a b | a_stride b_stride | out space")
 
 
+class StepsCall(ctypes.Structure):
+    """`StepsCall` of csrc/interface.h."""
+
+    _fields_ = _fields(
+        "batch steps channels rank states threads shared | pooled grad_scanned "
+        "x_proj dt_proj dt_bias A "
+        "grad_pooled grad_x_proj grad_dt_proj grad_dt_bias grad_A space"
+    )
+
+
 class BlockCall(ctypes.Structure):
     """`BlockCall` of csrc/interface.h."""
 
@@ -131,6 +141,8 @@ _ENTRIES = {
     "fastvim_product_space": ProductCall,
     "fastvim_rows_product": RowsProductCall,
     "fastvim_rows_product_space": RowsProductCall,
+    "fastvim_steps_backward": StepsCall,
+    "fastvim_steps_space": StepsCall,
     "fastvim_block_forward": BlockCall,
     "fastvim_block_space": BlockCall,
 }
@@ -153,9 +165,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         entry = getattr(library, name)
         entry.argtypes = (ctypes.POINTER(structure), ctypes.c_int)
         entry.restype = ctypes.c_int
-    library.fastvim_product_space.restype = ctypes.c_int64
-    library.fastvim_rows_product_space.restype = ctypes.c_int64
-    library.fastvim_block_space.restype = ctypes.c_int64
+    for name in ("product", "rows_product", "steps", "block"):
+        getattr(library, f"fastvim_{name}_space").restype = ctypes.c_int64
     library.fastvim_level.restype = ctypes.c_char_p
     library.fastvim_set_level.argtypes = (ctypes.c_char_p,)
     return library, None

@@ -200,35 +200,10 @@ struct BlockForward {
     multiply(pooled, S, D, D, x_proj[direction], projected, matrices, threads);
     multiply(matrices, S, projected, call.rank, dt_proj[direction], D, delta, threads);
     watch.stop(kProducts);
-    // The reverse direction starts at the last step.
-    const int64_t last = direction ? S - 1 : 0, sign = direction ? -1 : 1;
-    ScanCall one{};
-    one.batch = 1;
-    one.channels = D;
-    one.length = S;
-    one.states = N;
-    one.threads = threads;
-    one.softplus = 1;
-    one.u = pooled + last * D;
-    one.delta = delta + last * D;
-    one.y = s.scanned + direction * s.direction_stride + last * D;
-    int64_t* vectors[] = {one.u_stride, one.delta_stride, one.y_stride};
-    for (int64_t* stride : vectors) {
-      stride[1] = 1;
-      stride[2] = sign * D;
-    }
-    one.A = A + direction * D * N;
-    one.A_stride[0] = N;
-    one.A_stride[1] = 1;
-    one.B = matrices + last * projected + call.rank;
-    one.C = matrices + last * projected + call.rank + N;
-    int64_t* stride_of_matrices[] = {one.B_stride, one.C_stride};
-    for (int64_t* stride : stride_of_matrices) {
-      stride[2] = 1;
-      stride[3] = sign * projected;
-    }
-    one.B_shared = one.C_shared = D;
-    one.bias = static_cast<const T*>(call.dt_bias) + direction * D;
+    ScanCall one = scan_of_steps<T>(1, S, D, N, threads, direction, pooled, delta, matrices, call.rank,
+                                    projected, A + direction * D * N,
+                                    static_cast<const T*>(call.dt_bias) + direction * D);
+    one.y = s.scanned + direction * s.direction_stride + (static_cast<const T*>(one.u) - pooled);
     note(ScanForward<T, false, false>(one).execute());
     watch.stop(kScan);
   }

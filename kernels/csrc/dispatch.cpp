@@ -102,6 +102,7 @@ EXPORT int fastvim_mixer_finish(const MixerCall* call, int is_double) {
 }
 
 EXPORT int fastvim_mixer_finish_backward(const MixerCall* call, int is_double) {
+  if (!tables_fit(*call)) return kBadTable;
   return level->kernels->mixer_finish_backward[is_double](*call);
 }
 
@@ -137,6 +138,15 @@ EXPORT int64_t fastvim_rows_product_space(const RowsProductCall* call, int is_do
 
 EXPORT int fastvim_rows_product(const RowsProductCall* call, int is_double) {
   return level->kernels->rows_product[is_double](*call);
+}
+
+// The bytes that fastvim_steps_backward wants as `space`.
+EXPORT int64_t fastvim_steps_space(const StepsCall* call, int is_double) {
+  return level->kernels->steps_space[is_double](*call);
+}
+
+EXPORT int fastvim_steps_backward(const StepsCall* call, int is_double) {
+  return level->kernels->steps_backward[is_double](*call);
 }
 
 // The bytes that fastvim_block_forward wants as `space`.

@@ -94,6 +94,17 @@ struct RowsProductCall {
   void *out, *space;  // (outputs, columns) contiguous; as many bytes as rows_product_space says
 };
 
+// From the gradient of both directions' scanned steps to that of the pooled ones, and of what lies
+// between: projections, dt's bias, A. All contiguous.
+struct StepsCall {
+  int64_t batch, steps, channels, rank, states, threads;
+  int64_t shared;  // whether both directions have one grad_scanned
+  const void *pooled, *grad_scanned;            // (2, B, S, D), (2 or 1, B, S, D)
+  const void *x_proj, *dt_proj, *dt_bias, *A;   // (2, R + 2 N, D), (2, D, R), (2, D), (2, D, N)
+  void *grad_pooled, *grad_x_proj, *grad_dt_proj, *grad_dt_bias, *grad_A;  // as what they are of
+  void* space;  // as many bytes as steps_space says
+};
+
 // A residual block. Of `mixer` the sizes, settings, tables and weights count.
 struct BlockCall {
   MixerCall mixer;
@@ -129,6 +140,8 @@ struct Kernels {
   int (*product[2])(const ProductCall&);
   int64_t (*rows_product_space[2])(const RowsProductCall&);
   int (*rows_product[2])(const RowsProductCall&);
+  int64_t (*steps_space[2])(const StepsCall&);
+  int (*steps_backward[2])(const StepsCall&);
   int64_t (*block_space[2])(const BlockCall&);
   int (*block_forward[2])(const BlockCall&);
 };

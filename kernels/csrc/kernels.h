@@ -9,6 +9,7 @@
 #include "norm.h"
 #include "magnitudes.h"
 #include "product.h"
+#include "steps.h"
 #include "block.h"
 
 namespace FASTVIM_LEVEL {
@@ -28,6 +29,8 @@ const Kernels kernels = {
     {product<float>, product<double>},
     {rows_product_space<float>, rows_product_space<double>},
     {rows_product<float>, rows_product<double>},
+    {steps_space<float>, steps_space<double>},
+    {steps_backward<float>, steps_backward<double>},
     {block_space<float>, block_space<double>},
     {block_forward<float>, block_forward<double>},
 };
