@@ -168,6 +168,7 @@ struct RowsProduct {
     T* panel = panels + (group * kAtOnce + first) * kRows;
     const int64_t left = call.outputs - group * kRows;
     for (int64_t k = first; k < last; ++k, from += call.a_stride, panel += kRows) {
+      __builtin_prefetch(from + 256 / sizeof(T));
       if (left >= kRows)
         __builtin_memcpy(panel, from, kRows * sizeof(T));
       else
@@ -178,10 +179,11 @@ struct RowsProduct {
   void copy_columns(int64_t start, int64_t count, int64_t n, Vec<T>* tile) {
     const T* from = static_cast<const T*>(call.b) + start * call.b_stride + n;
     const int64_t left = call.columns - n;
-    for (int half = 0; half < 2; ++half) {
-      const int lanes = int(most<int64_t>(least<int64_t>(left - half * W, W), 0));
-      for (int64_t k = 0; k < count; ++k)
-        tile[2 * k + half] = load(from + k * call.b_stride + half * W, lanes);
+    const int first = int(least<int64_t>(left, W)), second = int(least<int64_t>(left, 2 * W)) - first;
+    for (int64_t k = 0; k < count; ++k, from += call.b_stride) {
+      tile[2 * k] = load(from, first);
+      tile[2 * k + 1] = load(from + W, second);
+      __builtin_prefetch(from + 2 * W, 0, 2);  // the next columns: rows are too far apart to be seen
     }
   }
 
