@@ -174,13 +174,15 @@ static void advance(const Vec<T>* __restrict delta, const Vec<T>* __restrict u,
     for (int n = 0; n < N; ++n) state[n] = h[n];
 }
 
+// Matrices fixed in time are rare, and do with the general decay.
 template <class T, bool FixedB, bool FixedC>
-static auto advance_for(bool near, int states) {
-  if (states == 16)
-    return near ? advance<T, FixedB, FixedC, 16, NearDecay<T>>
-                : advance<T, FixedB, FixedC, 16, AnyDecay<T>>;
-  return near ? advance<T, FixedB, FixedC, 0, NearDecay<T>>
-              : advance<T, FixedB, FixedC, 0, AnyDecay<T>>;
+static auto advance_for(const Vec<T>* delta, int count, Vec<T> reach, int states) {
+  if constexpr (!FixedB && !FixedC)
+    if (is_near<T>(delta, count, reach))
+      return states == 16 ? advance<T, FixedB, FixedC, 16, NearDecay<T>>
+                          : advance<T, FixedB, FixedC, 0, NearDecay<T>>;
+  return states == 16 ? advance<T, FixedB, FixedC, 16, AnyDecay<T>>
+                      : advance<T, FixedB, FixedC, 0, AnyDecay<T>>;
 }
 
 // delta with its bias and softplus; `raw`, before the softplus, where the backward needs it.
@@ -286,8 +288,8 @@ struct ScanForward {
                   at<T>(call.delta, call.delta_stride, batch, c, start), count, lanes);
     load_tile(local.u, at<T>(call.u, call.u_stride, batch, c, start), call.u_stride[1],
               call.u_stride[2], count, lanes);
-    const bool near = is_near<T>(local.delta, count, constants.reach[tile]);
-    const auto step = advance_for<T, FixedB, FixedC>(near, int(call.states));
+    const auto step = advance_for<T, FixedB, FixedC>(local.delta, count, constants.reach[tile],
+                                                     int(call.states));
     for (int t = 0; t < count; t += kLine) {
       fetch(batch, next, next_start + t);
       step(local.delta + t, local.u + t, local.y + t, state, constants.A + first,

@@ -165,8 +165,8 @@ struct ScanBackward {
       const ChunkMatrix<T> B = chunk_B(item, k, local), C = chunk_C(item, k, local);
       for (int64_t tile = item.first_tile; tile < item.last_tile; ++tile) {
         load_inputs(item.batch, tile, k, local);
-        const bool near = is_near<T>(local.delta, count_of(k), constants.reach[tile]);
-        const auto step = advance_for<T, FixedB, FixedC>(near, int(N));
+        const auto step = advance_for<T, FixedB, FixedC>(local.delta, count_of(k),
+                                                         constants.reach[tile], int(N));
         step(local.delta, local.u, local.y, local.state + (tile - item.first_tile) * N,
              constants.A + tile * N, constants.B + tile * N, constants.C + tile * N, B, C,
              count_of(k), int(N));
@@ -195,7 +195,7 @@ struct ScanBackward {
       load_inputs(item.batch, tile, k, local);
       memcpy(static_cast<void*>(local.states), local.checkpoints + (k * tiles + within) * N,
              size_t(N) * sizeof(Vec<T>));
-      if (is_near<T>(local.delta, count, constants.reach[tile]))
+      if (!FixedB && !FixedC && is_near<T>(local.delta, count, constants.reach[tile]))
         recompute<NearDecay<T>>(tile, B, C, count, local);
       else
         recompute<AnyDecay<T>>(tile, B, C, count, local);

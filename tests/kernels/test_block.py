@@ -114,6 +114,19 @@ def test_threads_give_the_same_bits():
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_gradients_with_images_left_over(threads):
+    """Whole images a thread, then those left over, which threads share; or all of them shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for kind in ("rows", "missing tokens"):
+            inputs = block_inputs(20, 3, 63, 37, torch.float64)
+            assert error(inputs, layout(kind, 9, 7, 3)) < TOLERANCE[torch.float64]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_empty_batch_and_strides():
     inputs = block_inputs(8, 0, 12, 5, torch.float64)
     assert error(inputs, layout("rows", 3, 4, 0)) == 0
