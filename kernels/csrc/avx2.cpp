@@ -20,6 +20,7 @@
 #define FASTVIM_LEVEL avx2
 #define FASTVIM_BYTES 32
 #define FASTVIM_AVX2  // intrinsics where the general form is slower
+#define FASTVIM_MM(operation) _mm256_##operation
 #include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -20,6 +20,7 @@
 #define FASTVIM_LEVEL avx512
 #define FASTVIM_BYTES 64
 #define FASTVIM_AVX512  // intrinsics where the general form is slower
+#define FASTVIM_MM(operation) _mm512_##operation
 #include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

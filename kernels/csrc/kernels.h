@@ -1,11 +1,13 @@
 // All kernels at one instruction set. A file that includes this defines FASTVIM_LEVEL, the namespace,
 // and FASTVIM_BYTES, the size of a vector, after switching the compiler to that set.
 #include "vector.h"
+#include "tiles.h"
 #include "parallel.h"
 #include "scan.h"
 #include "scan_backward.h"
 #include "mixer.h"
-#include "mixer_backward.h"
+#include "mixer_finish_backward.h"
+#include "mixer_convolve_backward.h"
 #include "norm.h"
 #include "magnitudes.h"
 #include "product.h"
