@@ -4,19 +4,20 @@
 """
 
 from fastvim.kernels.backends import available, use_backend
-from fastvim.kernels.block import residual_block
+from fastvim.kernels.block import BlockArguments, residual_blocks
 from fastvim.kernels.flops import fvcore_handles
 from fastvim.kernels.norm import rms_norm
 from fastvim.kernels.operator import pooled_mixer, selective_scan
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 __all__ = [
+    "BlockArguments",
     "MixerWeights",
     "ScanLayout",
     "available",
     "fvcore_handles",
     "pooled_mixer",
-    "residual_block",
+    "residual_blocks",
     "rms_norm",
     "selective_scan",
     "use_backend",

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastvim.kernels.native import (
     LIBRARY,
     BlockCall,
+    BlockGradients,
     MagnitudesCall,
     MixerCall,
     NormCall,
@@ -32,7 +33,8 @@ def run(
     | ProductCall
     | RowsProductCall
     | StepsCall
-    | BlockCall,
+    | BlockCall
+    | BlockGradients,
     dtype: torch.dtype,
 ) -> None:
     status = getattr(LIBRARY, name)(call, dtype == torch.float64)

@@ -1,18 +1,53 @@
-"""A residual block on the `cpu` backend: the forward is one kernel, the backward a few.
+"""Residual blocks on the `cpu` backend: one kernel a block forward, one backward.
 
-The peer to be faster than is `cpu.py` with PyTorch's linear layers and norm around it.
+The calls of all blocks are prepared before the first of them runs: between two kernels Python finds
+its own code and data gone from the caches, and takes ten times as long.
 """
 
-from typing import NamedTuple
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastvim.kernels import calls, norm
-from fastvim.kernels.cpu import contiguous, layout_tables, pooled_mixer_backward
-from fastvim.kernels.cpu_products import product, rows_product, workspace
-from fastvim.kernels.native import LIBRARY, BlockCall
+from fastvim.kernels import calls
+from fastvim.kernels.cpu import contiguous, layout_tables
+from fastvim.kernels.cpu_products import workspace
+from fastvim.kernels.mixer_schema import SETTINGS, TABLES, WEIGHTS
+from fastvim.kernels.native import LIBRARY, BlockCall, BlockGradients
 from fastvim.kernels.reference import MixerWeights, ScanLayout
+
+
+class BlockArguments(NamedTuple):
+    """All of a residual block but the tokens."""
+
+    norm_weight: Tensor  # (d_model,)
+    in_proj: Tensor  # (2 D, d_model)
+    out_proj: Tensor  # (d_model, D)
+    weights: MixerWeights  # but for A, which is log(-A) here
+    layout: ScanLayout
+    settings: dict[str, Any]  # of the mixer: pooling, scale, merge, gate, eps
+    norm_eps: float
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """In the order of the operator's schema; the first have gradients, then come tables."""
+        return (*self[:3], *self.weights, *self.layout[:TABLES])
+
+    def settings_in_order(self) -> tuple[Any, ...]:
+        """What follows the tensors in the operator's schema, up to the norm's eps."""
+        return (self.layout.n_steps, *(self.settings[name] for name in SETTINGS), self.norm_eps)
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> "BlockArguments":
+        """The same block with tensors as `tensors` orders them."""
+        weights, tables = MixerWeights(*tensors[3:][:WEIGHTS]), tensors[3 + WEIGHTS :]
+        layout = ScanLayout(*tables, self.layout.n_steps)
+        return BlockArguments(*tensors[:3], weights, layout, *self[5:])
+
+    def contiguous(self) -> "BlockArguments":
+        """As the kernels want them."""
+        weights, layout = MixerWeights(*map(contiguous, self.weights)), layout_tables(self.layout)
+        return BlockArguments(*map(contiguous, self[:3]), weights, layout, *self[5:])
 
 
 class Kept(NamedTuple):
@@ -26,7 +61,7 @@ class Kept(NamedTuple):
     scanned: Tensor  # (2, B, S, D)
 
     @classmethod
-    def allocate(cls, x: Tensor, channels: int, layout: ScanLayout, keep: bool) -> "Kept":
+    def allocate(cls, x: Tensor, channels: int, layout: ScanLayout, keep: bool = True) -> "Kept":
         batch, length, _ = x.shape
         steps = length if layout.steps is None else layout.n_steps
         shapes = (
@@ -40,84 +75,114 @@ class Kept(NamedTuple):
         return cls(*(x.new_empty(shape if keep else 0) for shape in shapes))
 
 
-def block(
-    x: Tensor,
-    norm_weight: Tensor,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    weights: MixerWeights,
-    layout: ScanLayout,
-    norm_eps: float,
-    keep: bool,
-    **settings,
-) -> tuple[Tensor, Kept]:
-    """A residual block; see `block.residual_block`."""
-    x, layout = x.contiguous(), layout_tables(layout)
-    norm_weight, in_proj, out_proj = map(contiguous, (norm_weight, in_proj, out_proj))
-    weights = MixerWeights(*map(contiguous, weights))
+class Ran(NamedTuple):
+    """A block that ran, for its backward."""
+
+    x: Tensor
+    block: BlockArguments
+    kept: Kept
+
+
+def forward(x: Tensor, blocks: Sequence[BlockArguments], first: int) -> tuple[Tensor, list[Ran]]:
+    """x (B, L, d_model) through all blocks; what ran is kept from block `first` on."""
+    # What is made contiguous must live until the kernels have run.
+    given = x = x.contiguous()
+    blocks = [block.contiguous() for block in blocks]
+    prepared, ran = [], []
+    for index, block in enumerate(blocks):
+        kept = None
+        if index >= first:
+            kept = Kept.allocate(x, block.out_proj.shape[1], block.layout)
+            ran.append(Ran(x, block, kept))
+        # In place where neither the caller nor a backward wants to see the block's input again.
+        y = torch.empty_like(given) if kept or index == 0 else x
+        prepared.append(_block_call(x, block, kept, y))
+        x = y
+    _run("fastvim_block_forward", "fastvim_block_space", prepared, x.dtype)
+    return x, ran
+
+
+def backward(grad_y: Tensor, ran: Sequence[Ran]) -> tuple[Tensor, list[list[Tensor]]]:
+    """The gradient of the first block's x, and of each block's weights but those that are None.
+
+    A block's weights are ordered as in `BlockArguments.tensors`; A's gradient is that of log(-A).
+    """
+    ran = [Ran(x.contiguous(), block.contiguous(), kept) for x, block, kept in ran]
+    prepared, found, given = [], [], grad_y.contiguous()
+    grad_x = given
+    for index, one in enumerate(reversed(ran)):
+        incoming = grad_x
+        # In place where it is not the caller's.
+        grad_x = torch.empty_like(given) if index == 0 else grad_x
+        weights = one.block.tensors()[: 3 + WEIGHTS]
+        grads = [None if weight is None else torch.empty_like(weight) for weight in weights]
+        prepared.append(_block_gradients(one, incoming, grad_x, grads))
+        found.insert(0, [grad for grad in grads if grad is not None])
+    if given.numel():
+        space = "fastvim_block_backward_space"
+        _run("fastvim_block_backward", space, prepared, given.dtype)
+    else:
+        for grads in found:
+            for grad in grads:
+                grad.zero_()
+    return grad_x, found
+
+
+def _run(name: str, space_name: str, prepared: list[ctypes.Structure], dtype: torch.dtype) -> None:
+    sizes = [getattr(LIBRARY, space_name)(call, dtype == torch.float64) for call in prepared]
+    space = workspace(max(sizes, default=0)).data_ptr()
+    for call in prepared:
+        call.space = space
+        calls.run(name, call, dtype)
+
+
+def _block_call(
+    x: Tensor, block: BlockArguments, kept: Kept | None, y: Tensor | None = None
+) -> BlockCall:
     batch, length, width = x.shape
-    channels = out_proj.shape[1]
-    y, kept = torch.empty_like(x), Kept.allocate(x, channels, layout, keep)
-    call = BlockCall(
-        calls.mixer_call((batch, length, channels), weights, layout, **settings),
+    channels, weights = block.out_proj.shape[1], block.weights
+    shape = batch, length, channels
+    return BlockCall(
+        calls.mixer_call(shape, weights, block.layout, **block.settings),
         width,
         weights.dt_proj.shape[2],
         weights.A.shape[2],
-        norm_eps,
+        block.norm_eps,
         x.data_ptr(),
-        norm_weight.data_ptr(),
-        in_proj.data_ptr(),
-        out_proj.data_ptr(),
+        block.norm_weight.data_ptr(),
+        block.in_proj.data_ptr(),
+        block.out_proj.data_ptr(),
         weights.x_proj.data_ptr(),
         weights.dt_proj.data_ptr(),
         weights.dt_bias.data_ptr(),
         weights.A.data_ptr(),
-        y.data_ptr(),
+        calls.pointer(y),
+        None,
+        None,
+        *((tensor.data_ptr() for tensor in kept) if kept else ()),
     )
-    if keep:
-        for name, tensor in kept._asdict().items():
-            setattr(call, name, tensor.data_ptr())
-    space = workspace(LIBRARY.fastvim_block_space(call, x.dtype == torch.float64))
-    call.space = space.data_ptr()
-    calls.run("fastvim_block_forward", call, x.dtype)
-    return y, kept
 
 
-def block_backward(
-    grad_y: Tensor,
-    kept: Kept,
-    x: Tensor,
-    norm_weight: Tensor,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    weights: MixerWeights,
-    layout: ScanLayout,
-    **settings,
-) -> list[Tensor]:
-    """Gradients of `block` for x, the norm's weight, both projections and the mixer's weights.
-
-    `weights.A` is log(-A), as in the forward, and so is its gradient's place.
-    """
-    grad_y, x = grad_y.contiguous(), x.contiguous()
-    grad_rows = grad_y.view(-1, x.shape[2])
-    grad_out_proj = rows_product(grad_rows, kept.merged.view(-1, out_proj.shape[1]))
-    grad_merged = product(grad_rows, out_proj.t()).view(kept.merged.shape)
-    A = -torch.exp(weights.A)
-    grad_xz, *grads = pooled_mixer_backward(
-        grad_merged,
-        kept.xz,
-        weights._replace(A=A),
-        layout,
-        kept.pooled,
-        kept.scanned,
-        **settings,
+def _block_gradients(
+    ran: Ran, grad_y: Tensor, grad_x: Tensor, grads: list[Tensor | None]
+) -> BlockGradients:
+    block = _block_call(ran.x, ran.block, ran.kept)
+    norm_weight, in_proj, out_proj, *of_weights = map(calls.pointer, grads)
+    weights = MixerWeights(*of_weights)
+    block.mixer.grad_conv_weight = weights.conv_weight
+    block.mixer.grad_conv_bias = weights.conv_bias
+    block.mixer.grad_skip = weights.D
+    block.mixer.grad_norm_weight = weights.norm_weight
+    block.mixer.grad_norm_bias = weights.norm_bias
+    return BlockGradients(
+        block,
+        grad_y.data_ptr(),
+        grad_x.data_ptr(),
+        norm_weight,
+        in_proj,
+        out_proj,
+        weights.x_proj,
+        weights.dt_proj,
+        weights.dt_bias,
+        weights.A,
     )
-    place = sum(weight is not None for weight in weights[: weights._fields.index("A")])
-    grads[place] *= A
-    grad_rows = grad_xz.view(-1, in_proj.shape[0])
-    grad_in_proj = rows_product(grad_rows, kept.normal.view(-1, x.shape[2]))
-    grad_normal = product(grad_rows, in_proj.t())
-    grad_x, grad_norm_weight = norm.backward(
-        grad_normal, x, norm_weight.contiguous(), kept.scale, addend=grad_y
-    )
-    return [grad_x, grad_norm_weight, grad_in_proj, grad_out_proj, *grads]

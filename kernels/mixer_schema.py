@@ -13,11 +13,11 @@ MIXER = (
 )
 WEIGHTS = len(MixerWeights._fields)
 TABLES = len(ScanLayout._fields) - 1  # and the number of steps
-_SETTINGS = ("pooling", "scale", "merge", "gate", "eps")
+SETTINGS = ("pooling", "scale", "merge", "gate", "eps")
 
 
 def take_apart(arguments: Sequence) -> tuple[MixerWeights, ScanLayout, dict[str, Any]]:
     """Weights, layout and settings of arguments as in `MIXER`; what follows them is left out."""
     weights, layout = arguments[:WEIGHTS], arguments[WEIGHTS:][: TABLES + 1]
-    settings = arguments[WEIGHTS + TABLES + 1 :][: len(_SETTINGS)]
-    return MixerWeights(*weights), ScanLayout(*layout), dict(zip(_SETTINGS, settings, strict=True))
+    settings = arguments[WEIGHTS + TABLES + 1 :][: len(SETTINGS)]
+    return MixerWeights(*weights), ScanLayout(*layout), dict(zip(SETTINGS, settings, strict=True))

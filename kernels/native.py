@@ -124,6 +124,18 @@ class BlockCall(ctypes.Structure):
     )
 
 
+class BlockGradients(ctypes.Structure):
+    """`BlockGradients` of csrc/interface.h."""
+
+    _fields_ = (
+        ("forward", BlockCall),
+        *_fields(
+            "| grad_y grad_x grad_norm_weight grad_in_proj grad_out_proj "
+            "grad_x_proj grad_dt_proj grad_dt_bias grad_A_log space"
+        ),
+    )
+
+
 # The stages that a block adds its seconds to, as `Stage` of csrc/interface.h orders them.
 BLOCK_STAGES = ("pack", "norm", "products", "convolve", "scan", "finish")
 
@@ -145,6 +157,8 @@ _ENTRIES = {
     "fastvim_steps_space": StepsCall,
     "fastvim_block_forward": BlockCall,
     "fastvim_block_space": BlockCall,
+    "fastvim_block_backward": BlockGradients,
+    "fastvim_block_backward_space": BlockGradients,
 }
 
 
@@ -165,7 +179,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         entry = getattr(library, name)
         entry.argtypes = (ctypes.POINTER(structure), ctypes.c_int)
         entry.restype = ctypes.c_int
-    for name in ("product", "rows_product", "steps", "block"):
+    for name in ("product", "rows_product", "steps", "block", "block_backward"):
         getattr(library, f"fastvim_{name}_space").restype = ctypes.c_int64
     library.fastvim_level.restype = ctypes.c_char_p
     library.fastvim_set_level.argtypes = (ctypes.c_char_p,)

@@ -1,5 +1,7 @@
 """Vim and FastVim: one backbone over a token grid and a schedule of pooled axes."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from timm.layers import DropPath, resample_abs_pos_embed
 from torch import Tensor, nn
@@ -7,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from fastvim.errors import UserError
 from fastvim.grid import TokenGrid
-from fastvim.kernels import ScanLayout, residual_block
+from fastvim.kernels import BlockArguments, ScanLayout, residual_blocks
 from fastvim.kernels.block import can_fuse
+from fastvim.kernels.cpu_block import Kept
 from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
@@ -23,27 +26,32 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer = Mixer(config)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        # Called with the output of every pass.
+        self.observer: Callable[[Tensor], None] | None = None
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
+        block = self.operator(layout, divisor)
+        if block is not None and can_fuse(x, block):
+            return run_operators(x, [self], [block])
+        x = x + self.drop_path(self.mixer(self.norm(x), layout, divisor))
+        if self.observer is not None:
+            self.observer(x)
+        return x
+
+    def operator(self, layout: ScanLayout, divisor: int | None = None) -> BlockArguments | None:
+        """The arguments of the operator that computes the same; None where only the modules do."""
+        if not self._replaceable(layout):
+            return None
         mixer = self.mixer
-        if self._replaceable(layout):
-            projections = mixer.in_proj.weight, mixer.out_proj.weight
-            weights = mixer.weights(mixer.A_log)
-            if can_fuse(x, self.norm.weight, *projections, *weights):
-                x, kept = residual_block(
-                    x,
-                    self.norm.weight,
-                    *projections,
-                    weights,
-                    layout,
-                    norm_eps=self.norm.eps,
-                    keep=mixer.observer is not None,
-                    **mixer.settings(layout, divisor),
-                )
-                if mixer.observer is not None:
-                    mixer.observer(mixer, kept.pooled, kept.scanned, kept.merged)
-                return x
-        return x + self.drop_path(mixer(self.norm(x), layout, divisor))
+        return BlockArguments(
+            self.norm.weight,
+            mixer.in_proj.weight,
+            mixer.out_proj.weight,
+            mixer.weights(mixer.A_log),
+            layout,
+            mixer.settings(layout, divisor),
+            self.norm.eps,
+        )
 
     def _replaceable(self, layout: ScanLayout) -> bool:
         """Whether the fused operator may run in place of the modules."""
@@ -54,6 +62,41 @@ class Block(nn.Module):
             and not any(map(has_hooks, parts))
             and self.mixer.replaceable(layout)
         )
+
+
+def run_operators(
+    x: Tensor, blocks: Sequence[Block], operators: Sequence[BlockArguments]
+) -> Tensor:
+    """x through the blocks by their operators; tells their observers."""
+
+    def observe(place: int, kept: Kept, output: Tensor) -> None:
+        block = blocks[place]
+        if block.mixer.observer is not None:
+            block.mixer.observer(block.mixer, kept.pooled, kept.scanned, kept.merged)
+        if block.observer is not None:
+            block.observer(output)
+
+    observed = any(block.observer or block.mixer.observer for block in blocks)
+    return residual_blocks(x, operators, observe if observed else None)
+
+
+def _is_as_defined(block: nn.Module) -> bool:
+    """Whether calling the block is `Block.forward` and nothing else."""
+    return type(block) is Block and "forward" not in vars(block) and not has_hooks(block)
+
+
+def run_blocks(
+    x: Tensor, blocks: Sequence[Block], layouts: Sequence[tuple[ScanLayout, int | None]]
+) -> Tensor:
+    """x through the blocks, each with its layout and divisor; by operators if all of them can."""
+    if blocks and not torch.compiler.is_compiling() and all(map(_is_as_defined, blocks)):
+        pairs = zip(blocks, layouts, strict=True)
+        operators = [block.operator(*layout) for block, layout in pairs]
+        if all(block is not None and can_fuse(x, block) for block in operators):
+            return run_operators(x, blocks, operators)
+    for block, layout in zip(blocks, layouts, strict=True):
+        x = block(x, *layout)
+    return x
 
 
 class LayoutTables(nn.Module):
@@ -144,16 +187,17 @@ class VisionMamba(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images to normalised tokens (B, L, d_model), the class token among them."""
-        x = self.embed(x)
-        for block, axis in zip(self.blocks, self.schedule, strict=True):
-            x = self._run(block, x, axis)
-        return self.norm(x)
+        return self.norm(self._run(self.embed(x), 0, len(self.blocks)))
 
-    def _run(self, block: Block, x: Tensor, axis: str) -> Tensor:
-        layout = self.layouts[axis]()
+    def _run(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Through blocks [first, last)."""
+        blocks = list(self.blocks)[first:last]
+        layouts = [self.layouts[axis]() for axis in self.schedule[first:last]]
         if self.grad_checkpointing and self.training and not torch.jit.is_tracing():
-            return checkpoint(block, x, layout, use_reentrant=False)
-        return block(x, layout)
+            for block, layout in zip(blocks, layouts, strict=True):
+                x = checkpoint(block, x, layout, use_reentrant=False)
+            return x
+        return run_blocks(x, blocks, [(layout, None) for layout in layouts])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens to logits; `pre_logits` stops at the class token's, or mean, features."""
@@ -179,13 +223,12 @@ class VisionMamba(nn.Module):
             raise ValueError(f"output_fmt is {output_fmt!r}; it must be NCHW or NLC")
         wanted = self._block_indices(indices)
         x = self.embed(x)
-        found = []
-        for i, (block, axis) in enumerate(zip(self.blocks, self.schedule, strict=True)):
-            if stop_early and i > wanted[-1]:
-                break
-            x = self._run(block, x, axis)
-            if i in wanted:
-                found.append(self._as_features(self.norm(x) if norm else x, output_fmt))
+        found, done = [], 0
+        for last in sorted(set(wanted)):
+            x, done = self._run(x, done, last + 1), last + 1
+            found.append(self._as_features(self.norm(x) if norm else x, output_fmt))
+        if not stop_early:
+            x = self._run(x, done, len(self.blocks))
         return found if intermediates_only else (self.norm(x), found)
 
     def _block_indices(self, indices: int | list[int] | None) -> list[int]:

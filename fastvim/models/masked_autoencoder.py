@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvim.grid import TokenGrid
-from fastvim.models.backbone import Block, VisionMamba
+from fastvim.models.backbone import Block, VisionMamba, run_blocks
 from fastvim.models.config import IMAGE_AXES, MaskingConfig, ModelConfig
 from fastvim.models.initialisation import initialise
 from fastvim.models.masking import kept_places
@@ -41,8 +41,7 @@ class Decoder(nn.Module):
         x = self.embed(x)
         full = self.mask_token.to(x.dtype).expand(x.shape[0], self.pos_embed.shape[1], -1)
         x = full.scatter(1, kept[..., None].expand_as(x), x) + self.pos_embed
-        for block in self.blocks:
-            x = block(x, layout)
+        x = run_blocks(x, self.blocks, [(layout, None)] * len(self.blocks))
         return self.head(self.norm(x))
 
 
@@ -111,9 +110,8 @@ class MaskedAutoencoder(nn.Module):
             if pooled is not None and self.masking.pooling_divisor == "full":
                 divisor = self.grid.sizes[self.grid.axes.index(pooled)]
             places[axis] = (layout, divisor)
-        for block, axis in zip(encoder.blocks, encoder.schedule, strict=True):
-            x = block(x, *places[axis])
-        return encoder.norm(x)
+        layouts = [places[axis] for axis in encoder.schedule]
+        return encoder.norm(run_blocks(x, encoder.blocks, layouts))
 
     def embed_kept(self, images: Tensor, kept: Tensor, projection: nn.Conv2d) -> Tensor:
         """`projection` of the kept patches (B, K, width), without positions.

@@ -6,7 +6,7 @@ which block and quantity left its past first.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +81,6 @@ class Recorder:
             for tensor in TENSORS
             for statistic in STATISTICS
         ] + list(WHOLE)
-        self._watching = False
         self._passes: list[Tensor] = []
         # Of a forward pass: each block's pooled steps, and its other TENSORS or what they measured.
         self._scans: list[tuple[Mixer, Tensor]] = []
@@ -92,18 +91,17 @@ class Recorder:
         self._steps: list[int] = []
         self._values = np.empty((0, len(self.quantities)), dtype=np.float32)
         self._detector = SpikeDetector()
-        for _, block in blocks:
-            block.mixer.observer = self._observe_mixer
-            block.register_forward_hook(self._observe_block)
+        self._blocks = [block for _, block in blocks]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """A context for a forward pass of training; what runs elsewhere is not recorded."""
-        self._watching, self._scans, self._found = True, [], []
+        self._scans, self._found = [], []
+        self._observe(self._observe_mixer, self._see)
         try:
             yield
         finally:
-            self._watching = False
+            self._observe(None, None)
         if self._scans:
             self._passes.append(self.measured())
 
@@ -181,15 +179,14 @@ class Recorder:
         for stale in self._directory.glob("*.json"):
             stale.unlink()
 
-    def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
-        if self._watching:
-            self._scans.append((mixer, pooled))
-            self._see(scanned)
-            self._see(gated)
+    def _observe(self, of_mixer: Callable | None, of_block: Callable | None) -> None:
+        for block in self._blocks:
+            block.mixer.observer, block.observer = of_mixer, of_block
 
-    def _observe_block(self, block: Block, inputs: tuple, output: Tensor) -> None:
-        if self._watching:
-            self._see(output)
+    def _observe_mixer(self, mixer: Mixer, pooled: Tensor, scanned: Tensor, gated: Tensor) -> None:
+        self._scans.append((mixer, pooled))
+        self._see(scanned)
+        self._see(gated)
 
     def _see(self, tensor: Tensor) -> None:
         # The backward pass keeps the tensor anyway, unless the block will be computed again.

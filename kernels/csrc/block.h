@@ -141,11 +141,7 @@ struct BlockForward {
                        {dt, D, R, R, 1, dt_proj[0]},
                        {dt + D * R, D, R, R, 1, dt_proj[1]}}};
     parallel(mixer.threads, job);
-    const int64_t count = 2 * D * call.states;
-    for (int64_t i = 0; i < count; i += kLanes<T>) {
-      const int lanes = int(least<int64_t>(kLanes<T>, count - i));
-      store(A + i, -exp<T>(load(static_cast<const T*>(call.A_log) + i, lanes)), lanes);
-    }
+    negative_exp(static_cast<const T*>(call.A_log), 2 * D * call.states, A);
   }
 
   void multiply(const T* a, int64_t rows, int64_t a_stride, int64_t inner, const Vec<T>* packed,

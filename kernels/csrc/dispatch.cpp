@@ -158,4 +158,14 @@ EXPORT int fastvim_block_forward(const BlockCall* call, int is_double) {
   if (!tables_fit(call->mixer)) return kBadTable;
   return level->kernels->block_forward[is_double](*call);
 }
+
+// The bytes that fastvim_block_backward wants as `space`.
+EXPORT int64_t fastvim_block_backward_space(const BlockGradients* call, int is_double) {
+  return level->kernels->block_backward_space[is_double](*call);
+}
+
+EXPORT int fastvim_block_backward(const BlockGradients* call, int is_double) {
+  if (!tables_fit(call->forward.mixer)) return kBadTable;
+  return level->kernels->block_backward[is_double](*call);
+}
 }

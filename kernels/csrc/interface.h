@@ -121,6 +121,16 @@ struct BlockCall {
   void *normal, *scale, *xz, *merged, *pooled, *scanned;
 };
 
+// The gradients of a block, of which `forward` has what was kept, and in `mixer` where to leave those of
+// the convolution, the skip and the norm before the gate. `forward.space` is not used.
+struct BlockGradients {
+  BlockCall forward;
+  const void* grad_y;
+  void *grad_x, *grad_norm_weight, *grad_in_proj, *grad_out_proj;  // as what they are of
+  void *grad_x_proj, *grad_dt_proj, *grad_dt_bias, *grad_A_log;
+  void* space;  // as many bytes as block_backward_space says
+};
+
 enum Stage : int { kPack, kNormalise, kProducts, kConvolve, kScan, kFinish, kStages };
 
 enum Status : int { kDone = 0, kNoMemory = 1, kBadTable = 2 };
@@ -144,4 +154,6 @@ struct Kernels {
   int (*steps_backward[2])(const StepsCall&);
   int64_t (*block_space[2])(const BlockCall&);
   int (*block_forward[2])(const BlockCall&);
+  int64_t (*block_backward_space[2])(const BlockGradients&);
+  int (*block_backward[2])(const BlockGradients&);
 };

@@ -13,6 +13,7 @@
 #include "product.h"
 #include "steps.h"
 #include "block.h"
+#include "block_backward.h"
 
 namespace FASTVIM_LEVEL {
 
@@ -35,6 +36,8 @@ const Kernels kernels = {
     {steps_backward<float>, steps_backward<double>},
     {block_space<float>, block_space<double>},
     {block_forward<float>, block_forward<double>},
+    {block_backward_space<float>, block_backward_space<double>},
+    {block_backward<float>, block_backward<double>},
 };
 
 }  // namespace FASTVIM_LEVEL

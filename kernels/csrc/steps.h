@@ -2,6 +2,15 @@
 
 namespace FASTVIM_LEVEL {
 
+// A from its parameter, log(-A).
+template <class T>
+static void negative_exp(const T* log, int64_t count, T* A) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const int lanes = int(least<int64_t>(kLanes<T>, count - i));
+    store(A + i, -exp<T>(load(log + i, lanes)), lanes);
+  }
+}
+
 // The scan of one direction over channel-last steps; `matrices` are x_proj's outputs (B, S, `row`), of
 // which B and C follow the first `rank`.
 template <class T>

@@ -18,7 +18,7 @@ from operator_cases import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvim.kernels import ScanLayout, reference, residual_block
+from fastvim.kernels import BlockArguments, ScanLayout, reference, residual_blocks
 
 pytestmark = needs_cpu_backend
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-12}
@@ -44,16 +44,9 @@ DEFAULTS = {"pooling": "mean", "scale": 1.0, "merge": "mean", "gate": True, "eps
 
 def fused(x, norm_weight, in_proj, out_proj, weights, scan_layout, **settings):
     weights = weights._replace(A=torch.log(-weights.A))
-    return residual_block(
-        x,
-        norm_weight,
-        in_proj,
-        out_proj,
-        weights,
-        scan_layout,
-        norm_eps=1e-3,
-        **DEFAULTS | settings,
-    )[0]
+    projections = norm_weight, in_proj, out_proj
+    block = BlockArguments(*projections, weights, scan_layout, DEFAULTS | settings, 1e-3)
+    return residual_blocks(x, [block])
 
 
 def in_parts(x, norm_weight, in_proj, out_proj, weights, scan_layout, **settings):

@@ -271,3 +271,47 @@ def test_the_fused_block_steps_aside_for_those_who_look_inside():
             biased = model(x).detach()
         assert not torch.allclose(biased, plain, rtol=1e-2)
         torch.testing.assert_close(model(x), biased, rtol=1e-5, atol=1e-6)
+
+
+@needs_cpu_backend
+def test_a_block_that_is_watched_or_wrapped_is_called():
+    """And the others' operators, one by one, give the bits that all in a row give."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, *arguments):
+            seen.append("wrapped")
+            return self.block(*arguments)
+
+    model, seen = create_model("fastvim_femto"), []
+    x, block, parameters = images(model), model.blocks[1], list(model.parameters())
+
+    def found():
+        y = model(x)
+        return y, *torch.autograd.grad(y.square().sum(), parameters)
+
+    in_a_row = found()
+    hook = block.register_forward_hook(lambda *_: seen.append("hooked"))
+    hooked = found()
+    hook.remove()
+    own = block.forward
+    block.forward = lambda *arguments: (seen.append("patched"), own(*arguments))[1]
+    patched = found()
+    del block.forward
+    model.blocks[1] = Wrapper(block)
+    for results in (hooked, patched, found()):
+        assert all(map(torch.equal, results, in_a_row))
+    assert seen == ["hooked", "patched", "wrapped"]
+
+
+@needs_cpu_backend
+def test_all_layers_features_are_those_of_each_pass():
+    model = create_model("fastvim_femto")
+    last = len(model.blocks) - 1
+    x, features = model.forward_intermediates(images(model), [0, last, -1], output_fmt="NLC")
+    assert len(features) == 2 and torch.equal(model.norm(features[1]), x)
+    alone = model.forward_intermediates(images(model), [0], stop_early=True, output_fmt="NLC")
+    assert torch.equal(alone[1][0], features[0])

@@ -196,6 +196,22 @@ def test_blocks_that_will_be_computed_again_are_measured_alike_and_nothing_is_ke
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+def test_hooks_beside_the_recorder_change_no_number(tmp_path):
+    """They make the blocks run one by one, or in parts."""
+    found = []
+    for hooked in ((), ("blocks.1",), ("blocks.0.mixer",)):
+        model = create_model("fastvim_femto", **SMALL).double()
+        recorder = Recorder(model, tmp_path)
+        for name in hooked:
+            model.get_submodule(name).register_forward_hook(lambda *_: None)
+        images = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        with recorder.watching():
+            model(images.double())
+        found.append(recorder._passes[0])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     "name, size",
     [("fastvim_femto", (28, 28)), ("vim_femto", (28, 28)), ("fastvim_femto", (28, 14))],
@@ -204,12 +220,12 @@ def test_delta_and_the_state_are_the_scans(name, size, tmp_path):
     """Against the recurrence itself, step by step, in both directions."""
     model, seen = create_model(name, **{**SMALL, "image_size": size}), {}
     recorder, mixer = Recorder(model, tmp_path), model.blocks[1].mixer
-    observe = mixer.observer
-    mixer.observer = lambda *a: (seen.update(pooled=a[1].detach()), observe(*a))
     with torch.no_grad():
         mixer.dt_bias += 3  # Long steps: the decay matters.
     recorder.before_step()
     with recorder.watching():
+        observe = mixer.observer
+        mixer.observer = lambda *a: (seen.update(pooled=a[1].detach()), observe(*a))
         loss = model(torch.randn(2, 1, *size)).sum()
     recorder.after_step(loss.detach(), torch.tensor(1.0))
     recorder.read(1, [torch.arange(4)])
