@@ -4,7 +4,8 @@
 """
 
 from fastvim.kernels.backends import available, use_backend
-from fastvim.kernels.block import BlockArguments, residual_blocks
+from fastvim.kernels.block import residual_blocks
+from fastvim.kernels.block_schema import BlockArguments
 from fastvim.kernels.flops import fvcore_handles
 from fastvim.kernels.norm import rms_norm
 from fastvim.kernels.operator import pooled_mixer, selective_scan

@@ -1,22 +1,27 @@
-"""A residual block, x + out_proj(mixer(in_proj(RMSNorm(x)))), as one operator, and rows of blocks.
+"""Residual blocks x + out_proj(mixer(in_proj(RMSNorm(x)))), one after the other, as one operator.
 
-Of the cpu backend only: there an image goes through the whole block in one thread's cache, where
+Of the cpu backend only: there an image goes through a whole block in one thread's cache, where
 separate operators write every intermediate to memory and read it again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from fastvim.kernels import backends, cpu_block
-from fastvim.kernels.cpu_block import BlockArguments, Kept, Ran
-from fastvim.kernels.mixer_schema import MIXER, SETTINGS, TABLES, WEIGHTS, take_apart
-from fastvim.kernels.operator import like, scatter_back
-
-# Of a block's tensors the first have gradients, then come tables.
-_DIFFERENTIATED = 3 + WEIGHTS
-_TENSORS = _DIFFERENTIATED + TABLES
+from fastvim.kernels.block_schema import (
+    BLOCKS,
+    DIFFERENTIATED,
+    TENSORS,
+    BlockArguments,
+    Kept,
+    Ran,
+    as_arguments,
+    as_blocks,
+    as_ran,
+)
+from fastvim.kernels.operator import like
 
 
 def can_fuse(x: Tensor, block: BlockArguments) -> bool:
@@ -34,51 +39,46 @@ def can_fuse(x: Tensor, block: BlockArguments) -> bool:
     )
 
 
-Observer = Callable[[int, Kept, Tensor], None]
-
-
 def residual_blocks(
-    x: Tensor, blocks: Sequence[BlockArguments], observer: Observer | None = None
+    x: Tensor,
+    blocks: Sequence[BlockArguments],
+    observer: Callable[[int, Kept, Tensor], None] | None = None,
 ) -> Tensor:
     """Tokens (B, L, d_model) after one block after the other.
 
-    `observer` is called with each block's place, what it kept, and its output.
+    `observer` is called with each block's place, what it kept, and its output; what is kept
+    carries no gradient.
     """
     tensors = [tensor for block in blocks for tensor in block.tensors()]
+    learns = _first_that_learns(x, tensors)
+    first = learns if observer is None else 0
     if _is_watched((x, *tensors)):
-        for place, block in enumerate(blocks):
-            x, kept = residual_block(x, block, keep=observer is not None)
-            if observer is not None:
-                observer(place, kept, x)
-        return x
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors)):
-        return _ResidualBlocks.apply(blocks, observer, x, *tensors)
-    return _forward(x, blocks, observer, len(blocks))[0]
-
-
-def _forward(
-    x: Tensor, blocks: Sequence[BlockArguments], observer: Observer | None, first: int
-) -> tuple[Tensor, list[Ran]]:
-    y, ran = cpu_block.forward(x, blocks, first if observer is None else 0)
+        y, kept = _residual_blocks(x, *as_arguments(blocks), first)
+        ran = as_ran(_with_input(x, first, kept), blocks[first:])
+    elif learns < len(blocks):
+        ran: list[Ran] = []
+        y = _ResidualBlocks.apply(blocks, first, ran, x, *tensors)
+    else:
+        y, ran = cpu_block.forward(x, blocks, first)
     if observer is not None:
-        outputs = [*(one.x for one in ran[1:]), y]
+        outputs = (*(one.x for one in ran[1:]), y)
         for place, (one, output) in enumerate(zip(ran, outputs, strict=True)):
             observer(place, one.kept, output)
-        ran = ran[first:]
-    return y, ran
+    return y
 
 
-def residual_block(x: Tensor, block: BlockArguments, keep: bool = False) -> tuple[Tensor, Kept]:
-    """Tokens (B, L, d_model) after a block, as an operator that PyTorch knows.
+def _first_that_learns(x: Tensor, tensors: Sequence[Tensor | None]) -> int:
+    """The place of the first block that a backward comes to; the number of blocks if to none."""
+    if torch.is_grad_enabled():
+        if x.requires_grad:
+            return 0
+        for place, tensor in enumerate(tensors):
+            if tensor is not None and tensor.requires_grad:
+                return place // TENSORS
+    return len(tensors) // TENSORS
 
-    What is kept carries no gradient; it is empty unless gradients are enabled or `keep`.
-    """
-    keep = keep or torch.is_grad_enabled()
-    y, *kept = _residual_block(x, *block.tensors(), *block.settings_in_order(), keep)
-    return y, Kept(*kept)
 
-
-def _is_watched(tensors: Sequence[Tensor | None]) -> bool:
+def _is_watched(tensors: Iterable[Tensor | None]) -> bool:
     """Whether anything wants to see operators: compilers, modes, transforms, profilers, subclasses.
 
     If not, PyTorch's dispatcher is left out: of a small model's training step it was half.
@@ -93,120 +93,123 @@ def _is_watched(tensors: Sequence[Tensor | None]) -> bool:
     )
 
 
-def _operators_backward(grad_y: Tensor, ran: Sequence[Ran]) -> tuple[Tensor, list[list[Tensor]]]:
-    found = []
-    for x, block, kept in reversed(ran):
-        arguments = (*block.tensors(), *block.settings_in_order())
-        grad_y, *own = _residual_block_backward(grad_y, *kept, x, *arguments)
-        found.insert(0, own)
-    return grad_y, found
-
-
 class _ResidualBlocks(torch.autograd.Function):
-    """All blocks as one node, so that nothing of PyTorch runs between their kernels."""
+    """The operator below without PyTorch's dispatcher; `ran` is filled with what ran."""
 
     @staticmethod
-    def forward(ctx, blocks, observer, x, *tensors):
-        needs_x, *needs = ctx.needs_input_grad[2:]
-        # Blocks before the first that learns need no backward: a fine-tuned model's frozen ones.
-        ctx.first = 0 if needs_x else needs.index(True) // _TENSORS
-        y, ran = _forward(x, blocks, observer, ctx.first)
-        ctx.blocks = blocks[ctx.first :]
-        inputs, kept = [one.x for one in ran], [tensor for one in ran for tensor in one.kept]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, *kept, *tensors[ctx.first * _TENSORS :])
+    def forward(ctx, blocks, first, ran, x, *tensors):
+        y, found = cpu_block.forward(x, blocks, first)
+        ran += found
+        _save(ctx, first, blocks, _flat(found))
         return y
 
     @staticmethod
     def backward(ctx, grad_y):
-        if grad_y is None:
-            return (None,) * len(ctx.needs_input_grad)
-        count, saved = len(ctx.blocks), iter(ctx.saved_tensors)
-        inputs = [next(saved) for _ in range(count)]
-        kept = [Kept(*(next(saved) for _ in Kept._fields)) for _ in range(count)]
-        blocks = [b.with_tensors([next(saved) for _ in range(_TENSORS)]) for b in ctx.blocks]
-        ran = list(map(Ran, inputs, blocks, kept))
-        # With `create_graph` as operators, so that second derivatives are refused, not left out.
-        backward = _operators_backward if torch.is_grad_enabled() else cpu_block.backward
-        grad_x, found = backward(grad_y, ran)
-        grads = [None] * (ctx.first * _TENSORS)
-        for block, own in zip(blocks, found, strict=True):
-            grads += _of_all_tensors(block.tensors(), own)
-        return None, None, grad_x if ctx.first == 0 else None, *grads
+        # With `create_graph` by the operator, which refuses second derivatives where this would
+        # leave them out in silence.
+        backward = _backward if torch.is_grad_enabled() else cpu_block.backward
+        grad_x, grads = _differentiate(ctx, grad_y, backward)
+        return None, None, None, grad_x, *grads
 
 
-def _scatter_weights(tensors: Sequence[Tensor | None], grads: list[Tensor]) -> list[Tensor | None]:
-    return scatter_back([tensor is not None for tensor in tensors[:_DIFFERENTIATED]], grads)
+def _save(ctx, first: int, blocks: Sequence[BlockArguments], flat: Sequence[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.first = first
+    # Without their tensors, which autograd keeps.
+    ctx.blocks = [block.with_tensors((None,) * TENSORS) for block in blocks]
+    tensors = (tensor for block in blocks[first:] for tensor in block.tensors())
+    ctx.save_for_backward(*flat, *tensors)
 
 
-def _of_all_tensors(tensors: Sequence[Tensor | None], grads: list[Tensor]) -> list[Tensor | None]:
-    """Gradients of the weights that are there, with None for what has no gradient."""
-    present = [tensor is not None for tensor in tensors[:_DIFFERENTIATED]]
-    return [*scatter_back(present, grads), *(None,) * TABLES]
-
-
-_BLOCK = (
-    f"Tensor x, Tensor block_norm_weight, Tensor in_proj, Tensor out_proj, {MIXER}, float norm_eps"
-)
-
-
-def _as_block(arguments: Sequence) -> BlockArguments:
-    """Of the operator's arguments behind x, from which `keep` may be missing."""
-    norm_eps = arguments[_TENSORS + 1 + len(SETTINGS)]
-    return BlockArguments(*arguments[:3], *take_apart(arguments[3:]), norm_eps)
-
-
-@torch.library.custom_op(
-    "fastvim::residual_block",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"({_BLOCK}, bool keep) -> (Tensor{', Tensor' * len(Kept._fields)})",
-)
-def _residual_block(x, *arguments) -> tuple[Tensor, ...]:
-    keep = arguments[-1]
-    y, ran = cpu_block.forward(x, [_as_block(arguments)], 0 if keep else 1)
-    return y, *(ran[0].kept if keep else (x.new_empty(0) for _ in Kept._fields))
-
-
-@_residual_block.register_fake
-def _(x, *arguments):
-    block, keep = _as_block(arguments), arguments[-1]
-    return x.new_empty(x.shape), *Kept.allocate(x, block.out_proj.shape[1], block.layout, keep)
-
-
-@torch.library.custom_op(
-    "fastvim::residual_block_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor grad_y, Tensor normal, Tensor block_norm_scale, Tensor xz, Tensor merged, "
-    f"Tensor pooled, Tensor scanned, {_BLOCK}) -> Tensor[]",
-)
-def _residual_block_backward(grad_y, *arguments) -> list[Tensor]:
-    kept, (x, *block) = arguments[: len(Kept._fields)], arguments[len(Kept._fields) :]
-    grad_x, (grads,) = cpu_block.backward(grad_y, [Ran(x, _as_block(block), Kept(*kept))])
-    return [grad_x, *grads]
-
-
-@_residual_block_backward.register_fake
-def _(grad_y, *arguments):
-    return like(*arguments[len(Kept._fields) :][: 1 + _DIFFERENTIATED])
-
-
-def _save(ctx, inputs, output) -> None:
-    tensors, ctx.settings = inputs[: 1 + _TENSORS], inputs[1 + _TENSORS :]
-    _, *kept = output
-    ctx.mark_non_differentiable(*kept)
-    ctx.set_materialize_grads(False)  # theirs would be zeros, filled and unused
-    ctx.save_for_backward(*kept, *tensors)
-
-
-def _differentiate(ctx, grad_y, *_):
+def _differentiate(
+    ctx, grad_y: Tensor | None, backward: Callable
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of x and of all blocks' tensors."""
+    grads: list[Tensor | None] = [None] * (len(ctx.blocks) * TENSORS)
     if grad_y is None:
-        return (None,) * (1 + _TENSORS + len(ctx.settings))
-    saved = ctx.saved_tensors
-    grad_x, *grads = _residual_block_backward(grad_y, *saved, *ctx.settings[:-1])
-    grads = _of_all_tensors(saved[len(Kept._fields) + 1 :], grads)
-    return (grad_x, *grads, *(None,) * len(ctx.settings))
+        return None, grads
+    blocks = ctx.blocks[ctx.first :]
+    saved = ctx.saved_tensors  # once: a checkpoint refuses to be asked again
+    tensors = saved[-len(blocks) * TENSORS :]
+    own = (tensors[i : i + TENSORS] for i in range(0, len(tensors), TENSORS))
+    blocks = [block.with_tensors(one) for block, one in zip(blocks, own, strict=True)]
+    grad_x, found = backward(grad_y, as_ran(saved, blocks))
+    for place, gradients in enumerate(found, ctx.first):
+        grads[place * TENSORS : place * TENSORS + DIFFERENTIATED] = gradients
+    return None if ctx.first else grad_x, grads
 
 
-_residual_block.register_autograd(_differentiate, setup_context=_save)
+def _flat(ran: Sequence[Ran]) -> list[Tensor]:
+    """What `as_ran` takes."""
+    return [tensor for one in ran for tensor in (one.x, *one.kept)]
+
+
+def _with_input(x: Tensor, first: int, flat: list[Tensor]) -> list[Tensor]:
+    """What the operator returned, with x for the first block's input, which it may not return."""
+    return flat if first else [x, *flat[1:]]
+
+
+@torch.library.custom_op(
+    "fastvim::residual_blocks",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor x, {BLOCKS}, int first) -> (Tensor, Tensor[])",
+)
+def _residual_blocks(x, *arguments) -> tuple[Tensor, list[Tensor]]:
+    *arguments, first = arguments
+    y, ran = cpu_block.forward(x, as_blocks(*arguments), first)
+    return y, _with_input(x.new_empty(0), first, _flat(ran))
+
+
+@_residual_blocks.register_fake
+def _(x, *arguments):
+    *arguments, first = arguments
+    ran = [
+        Ran(x.new_empty(x.shape), block, Kept.allocate(x, block))
+        for block in as_blocks(*arguments)[first:]
+    ]
+    return x.new_empty(x.shape), _with_input(x.new_empty(0), first, _flat(ran))
+
+
+@torch.library.custom_op(
+    "fastvim::residual_blocks_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor grad_y, Tensor[] ran, {BLOCKS}) -> Tensor[]",
+)
+def _residual_blocks_backward(grad_y, flat, *arguments) -> list[Tensor]:
+    grad_x, found = cpu_block.backward(grad_y, as_ran(flat, as_blocks(*arguments)))
+    return [grad_x, *(grad for grads in found for grad in grads if grad is not None)]
+
+
+@_residual_blocks_backward.register_fake
+def _(grad_y, flat, *arguments):
+    tensors = [t for block in as_blocks(*arguments) for t in block.tensors()[:DIFFERENTIATED]]
+    return like(grad_y, *tensors)
+
+
+def _backward(grad_y: Tensor, ran: Sequence[Ran]) -> tuple[Tensor, list[list[Tensor | None]]]:
+    """`cpu_block.backward` by the operator."""
+    blocks = [one.block for one in ran]
+    grad_x, *found = _residual_blocks_backward(grad_y, _flat(ran), *as_arguments(blocks))
+    grads = iter(found)
+    return grad_x, [
+        [None if t is None else next(grads) for t in block.tensors()[:DIFFERENTIATED]]
+        for block in blocks
+    ]
+
+
+def _save_operator(ctx, inputs, output) -> None:
+    (x, *arguments, first), (_, flat) = inputs, output
+    ctx.mark_non_differentiable(*flat)
+    ctx.present = arguments[1]
+    _save(ctx, first, as_blocks(*arguments), _with_input(x, first, flat))
+
+
+def _differentiate_operator(ctx, grad_y, _):
+    grad_x, grads = _differentiate(ctx, grad_y, _backward)
+    present = [grad for grad, there in zip(grads, ctx.present, strict=True) if there]
+    return grad_x, present, *(None,) * BLOCKS.count("[] ")
+
+
+_residual_blocks.register_autograd(_differentiate_operator, setup_context=_save_operator)

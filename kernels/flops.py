@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastvim.kernels import block, operator  # noqa: F401  (they define the operators)
+from fastvim.kernels.block_schema import as_blocks
 from fastvim.kernels.mixer_schema import take_apart
 
 # PyTorch's counter warns at import where there is no triton, which concerns no operator here.
@@ -150,18 +151,25 @@ def _(grad_out, pooled, scanned, xz, *arguments, out_shape=None, **__) -> int:
     return mixer_backward_work(*_mixer_arguments(xz, arguments)).torch
 
 
-@register_flop_formula(torch.ops.fastvim.residual_block)
-def _(x, norm_weight, in_proj, out_proj, *arguments, out_shape=None, **__) -> int:
-    xz = (*x[:2], in_proj[0])
-    mixer = mixer_work(*_mixer_arguments(xz, arguments))
-    return mixer.torch + 2 * prod(x[:2]) * (prod(in_proj) + prod(out_proj))
+@register_flop_formula(torch.ops.fastvim.residual_blocks)
+def _(x, *arguments, out_shape=None, **__) -> int:
+    return _work_of_blocks(x, as_blocks(*arguments[:-1]), mixer_work, 2)
 
 
-@register_flop_formula(torch.ops.fastvim.residual_block_backward)
-def _(grad_y, normal, scale, xz, merged, pooled, scanned, *arguments, out_shape=None, **__) -> int:
-    x, _, in_proj, out_proj, *rest = arguments
-    mixer = mixer_backward_work(*_mixer_arguments(xz, rest))
-    return mixer.torch + 4 * prod(x[:2]) * (prod(in_proj) + prod(out_proj))
+@register_flop_formula(torch.ops.fastvim.residual_blocks_backward)
+def _(grad_y, ran, *arguments, out_shape=None, **__) -> int:
+    return _work_of_blocks(grad_y, as_blocks(*arguments), mixer_backward_work, 4)
+
+
+def _work_of_blocks(x: Any, blocks: list, work: Callable, of_projections: int) -> int:
+    """Of the blocks' shapes; `of_projections` for each of a projection's weights and tokens."""
+    total = 0
+    for one in blocks:
+        sizes = (*one.weights, *one.layout, *one.settings.values())
+        mixer = work(*_mixer_arguments((*x[:2], one.in_proj[0]), sizes))
+        projections = prod(x[:2]) * (prod(one.in_proj) + prod(one.out_proj))
+        total += mixer.torch + of_projections * projections
+    return total
 
 
 def _plain(value: Any) -> Any:

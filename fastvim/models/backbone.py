@@ -11,7 +11,7 @@ from fastvim.errors import UserError
 from fastvim.grid import TokenGrid
 from fastvim.kernels import BlockArguments, ScanLayout, residual_blocks
 from fastvim.kernels.block import can_fuse
-from fastvim.kernels.cpu_block import Kept
+from fastvim.kernels.block_schema import Kept
 from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
@@ -89,7 +89,7 @@ def run_blocks(
     x: Tensor, blocks: Sequence[Block], layouts: Sequence[tuple[ScanLayout, int | None]]
 ) -> Tensor:
     """x through the blocks, each with its layout and divisor; by operators if all of them can."""
-    if blocks and not torch.compiler.is_compiling() and all(map(_is_as_defined, blocks)):
+    if blocks and all(map(_is_as_defined, blocks)):
         pairs = zip(blocks, layouts, strict=True)
         operators = [block.operator(*layout) for block, layout in pairs]
         if all(block is not None and can_fuse(x, block) for block in operators):

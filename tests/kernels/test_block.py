@@ -18,7 +18,8 @@ from operator_cases import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvim.kernels import BlockArguments, ScanLayout, reference, residual_blocks
+from fastvim.kernels import BlockArguments, ScanLayout, pooled_mixer, reference, residual_blocks
+from fastvim.kernels.block_schema import as_arguments
 
 pytestmark = needs_cpu_backend
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-12}
@@ -137,13 +138,13 @@ def test_tables_that_do_not_fit():
 
 
 def test_opcheck_and_flops():
-    x, norm_weight, in_proj, out_proj, weights = block_inputs(8, 2, 12, 5, torch.float64)
-    mixer = (*weights, *layout("rows", 3, 4, 2), "mean", 1.0, "mean", True, 1e-5)
-    operator = torch.ops.fastvim.residual_block
-    for keep in (False, True):
-        # Only what is kept can be differentiated.
-        tensors = [t.requires_grad_(keep) for t in (x, norm_weight, in_proj, out_proj)]
-        torch.library.opcheck(operator, (*tensors, *mixer, 1e-3, keep))
+    x, *projections, weights = block_inputs(8, 2, 12, 5, torch.float64)
+    block = BlockArguments(*projections, weights, layout("rows", 3, 4, 2), DEFAULTS, 1e-3)
+    learning = block._replace(out_proj=projections[2].clone().requires_grad_())
+    # Blocks that keep nothing, all of them, and the last alone.
+    for blocks, first in (([block] * 2, 2), ([learning] * 2, 0), ([block, learning], 1)):
+        arguments = (x, *as_arguments(blocks), first)
+        torch.library.opcheck(torch.ops.fastvim.residual_blocks, arguments)
 
     def count(run) -> int:
         with FlopCounterMode(display=False) as counter:
@@ -151,11 +152,11 @@ def test_opcheck_and_flops():
         return counter.get_total_flops()
 
     def parts():
-        xz = F.linear(x, in_proj)
-        y, *_ = torch.ops.fastvim.pooled_mixer(xz, *mixer, "cpu")
-        F.linear(y, out_proj).sum().backward()
+        xz = F.linear(x, projections[1])
+        y, *_ = pooled_mixer(xz, weights, block.layout, **DEFAULTS)
+        F.linear(y, projections[2]).sum().backward()
 
-    def block():
-        operator(x, norm_weight, in_proj, out_proj, *mixer, 1e-3, True)[0].sum().backward()
-
-    assert count(block) == count(parts)
+    for tensor in (x, *projections):
+        tensor.requires_grad_()
+    assert count(lambda: residual_blocks(x, [block]).sum().backward()) == count(parts)
+    assert count(lambda: residual_blocks(x, [block] * 3).sum().backward()) == 3 * count(parts)
