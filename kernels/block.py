@@ -50,16 +50,16 @@ def residual_blocks(
     carries no gradient.
     """
     tensors = [tensor for block in blocks for tensor in block.tensors()]
-    learns = _first_that_learns(x, tensors)
+    learns = _first_that_learns(x, blocks)
     first = learns if observer is None else 0
+    ran: list[Ran] = []
     if _is_watched((x, *tensors)):
-        y, kept = _residual_blocks(x, *as_arguments(blocks), first)
-        ran = as_ran(_with_input(x, first, kept), blocks[first:])
+        y, ran = _by_operators(x, blocks, observer is not None)
     elif learns < len(blocks):
-        ran: list[Ran] = []
         y = _ResidualBlocks.apply(blocks, first, ran, x, *tensors)
     else:
-        y, ran = cpu_block.forward(x, blocks, first)
+        with torch.profiler.record_function("fastvim::residual_blocks"):
+            y, ran = cpu_block.forward(x, blocks, first)
     if observer is not None:
         outputs = (*(one.x for one in ran[1:]), y)
         for place, (one, output) in enumerate(zip(ran, outputs, strict=True)):
@@ -67,19 +67,33 @@ def residual_blocks(
     return y
 
 
-def _first_that_learns(x: Tensor, tensors: Sequence[Tensor | None]) -> int:
+def _by_operators(
+    x: Tensor, blocks: Sequence[BlockArguments], keeps_all: bool
+) -> tuple[Tensor, list[Ran]]:
+    ran = []
+    # A compiled model is to run at once what the direct call would. Otherwise one by one: whoever
+    # counts memory is to see that a block's goes before the next one's gradients come.
+    count = len(blocks) if torch.compiler.is_compiling() else 1
+    for start in range(0, len(blocks), count):
+        row = blocks[start : start + count]
+        first = 0 if keeps_all else _first_that_learns(x, row)
+        y, kept = _residual_blocks(x, *as_arguments(row), first)
+        ran += as_ran(_with_input(x, first, kept), row[first:])
+        x = y
+    return x, ran
+
+
+def _first_that_learns(x: Tensor, blocks: Sequence[BlockArguments]) -> int:
     """The place of the first block that a backward comes to; the number of blocks if to none."""
     if torch.is_grad_enabled():
-        if x.requires_grad:
-            return 0
-        for place, tensor in enumerate(tensors):
-            if tensor is not None and tensor.requires_grad:
-                return place // TENSORS
-    return len(tensors) // TENSORS
+        for place, block in enumerate(blocks):
+            if any(t is not None and t.requires_grad for t in (x, *block.tensors())):
+                return place
+    return len(blocks)
 
 
 def _is_watched(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether anything wants to see operators: compilers, modes, transforms, profilers, subclasses.
+    """Whether anything wants to see operators: compilers, modes, transforms, subclasses.
 
     If not, PyTorch's dispatcher is left out: of a small model's training step it was half.
     """
@@ -88,7 +102,6 @@ def _is_watched(tensors: Iterable[Tensor | None]) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._are_functorch_transforms_active()
-        or torch.autograd.profiler._is_profiler_enabled
         or any(type(t) not in (Tensor, torch.nn.Parameter, type(None)) for t in tensors)
     )
 
@@ -133,7 +146,11 @@ def _differentiate(
     tensors = saved[-len(blocks) * TENSORS :]
     own = (tensors[i : i + TENSORS] for i in range(0, len(tensors), TENSORS))
     blocks = [block.with_tensors(one) for block, one in zip(blocks, own, strict=True)]
-    grad_x, found = backward(grad_y, as_ran(saved, blocks))
+    ran = as_ran(saved, blocks)
+    # The backward lets go of what it has used, if nobody wants the graph again.
+    del saved, tensors, own
+    ctx.maybe_clear_saved_tensors()
+    grad_x, found = backward(grad_y, ran)
     for place, gradients in enumerate(found, ctx.first):
         grads[place * TENSORS : place * TENSORS + DIFFERENTIATED] = gradients
     return None if ctx.first else grad_x, grads

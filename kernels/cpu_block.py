@@ -6,7 +6,6 @@ its own code and data gone from the caches, and takes ten times as long.
 
 import ctypes
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -34,30 +33,40 @@ def forward(x: Tensor, blocks: Sequence[BlockArguments], first: int) -> tuple[Te
         y = torch.empty_like(given) if kept or index == 0 else x
         prepared.append(_block_call(x, block, kept, y))
         x = y
-    _run("fastvim_block_forward", "fastvim_block_space", prepared, x.dtype)
+    space = _space("fastvim_block_space", prepared, x.dtype)
+    for call in prepared:
+        call.space = space.data_ptr()
+        calls.run("fastvim_block_forward", call, x.dtype)
     return x, ran
 
 
-def backward(grad_y: Tensor, ran: Sequence[Ran]) -> tuple[Tensor, list[list[Tensor | None]]]:
-    """The gradient of the first block's x, and those of each block's tensors but its tables."""
-    ran = [Ran(x.contiguous(), _contiguous(block), kept) for x, block, kept in ran]
-    prepared, found, given = [], [], grad_y.contiguous()
-    grad_x = given
-    for index, one in enumerate(reversed(ran)):
-        incoming = grad_x
-        # In place where it is not the caller's.
-        grad_x = torch.empty_like(given) if index == 0 else grad_x
-        weights = one.block.tensors()[:DIFFERENTIATED]
+def backward(grad_y: Tensor, ran: list[Ran]) -> tuple[Tensor, list[list[Tensor | None]]]:
+    """The gradient of the first block's x, and those of each block's tensors but its tables.
+
+    `ran` is emptied from its end: what a block kept goes before the next one's gradients come.
+    """
+    given = grad_y = grad_y.contiguous()
+    for place, (x, block, kept) in enumerate(ran):
+        ran[place] = Ran(x.contiguous(), _contiguous(block), kept)
+    prepared = [_block_gradients(one) for one in reversed(ran)]
+    space = _space("fastvim_block_backward_space", prepared, given.dtype)
+    found: list[list[Tensor | None]] = []
+    for call in prepared:
+        weights = ran[-1].block.tensors()[:DIFFERENTIATED]
         grads = [None if weight is None else torch.empty_like(weight) for weight in weights]
-        prepared.append(_block_gradients(one, incoming, grad_x, grads))
+        # In place where it is not the caller's.
+        grad_x = torch.empty_like(given) if grad_y is given else grad_y
+        _give_places(call, grad_y, grad_x, grads)
+        if given.numel():
+            call.space = space.data_ptr()
+            calls.run("fastvim_block_backward", call, given.dtype)
+        else:
+            for grad in filter(lambda grad: grad is not None, grads):
+                grad.zero_()
         found.insert(0, grads)
-    if given.numel():
-        space = "fastvim_block_backward_space"
-        _run("fastvim_block_backward", space, prepared, given.dtype)
-    else:
-        for grad in filter(lambda grad: grad is not None, chain(*found)):
-            grad.zero_()
-    return grad_x, found
+        grad_y = grad_x
+        ran.pop()
+    return grad_y, found
 
 
 def _contiguous(block: BlockArguments) -> BlockArguments:
@@ -67,12 +76,10 @@ def _contiguous(block: BlockArguments) -> BlockArguments:
     return BlockArguments(*projections, weights, layout, block.settings, block.norm_eps)
 
 
-def _run(name: str, space_name: str, prepared: list[ctypes.Structure], dtype: torch.dtype) -> None:
-    sizes = [getattr(LIBRARY, space_name)(call, dtype == torch.float64) for call in prepared]
-    space = workspace(max(sizes, default=0)).data_ptr()
-    for call in prepared:
-        call.space = space
-        calls.run(name, call, dtype)
+def _space(name: str, prepared: list[ctypes.Structure], dtype: torch.dtype) -> Tensor:
+    """Workspace for whichever call wants most."""
+    size_of, is_double = getattr(LIBRARY, name), dtype == torch.float64
+    return workspace(max((size_of(call, is_double) for call in prepared), default=0))
 
 
 def _block_call(
@@ -102,26 +109,19 @@ def _block_call(
     )
 
 
-def _block_gradients(
-    ran: Ran, grad_y: Tensor, grad_x: Tensor, grads: list[Tensor | None]
-) -> BlockGradients:
-    block = _block_call(ran.x, ran.block, ran.kept)
-    norm_weight, in_proj, out_proj, *of_weights = map(calls.pointer, grads)
-    weights = MixerWeights(*of_weights)
-    block.mixer.grad_conv_weight = weights.conv_weight
-    block.mixer.grad_conv_bias = weights.conv_bias
-    block.mixer.grad_skip = weights.D
-    block.mixer.grad_norm_weight = weights.norm_weight
-    block.mixer.grad_norm_bias = weights.norm_bias
-    return BlockGradients(
-        block,
-        grad_y.data_ptr(),
-        grad_x.data_ptr(),
-        norm_weight,
-        in_proj,
-        out_proj,
-        weights.x_proj,
-        weights.dt_proj,
-        weights.dt_bias,
-        weights.A,
-    )
+def _block_gradients(ran: Ran) -> BlockGradients:
+    return BlockGradients(_block_call(ran.x, ran.block, ran.kept))
+
+
+def _give_places(
+    call: BlockGradients, grad_y: Tensor, grad_x: Tensor, grads: list[Tensor | None]
+) -> None:
+    call.grad_y, call.grad_x = grad_y.data_ptr(), grad_x.data_ptr()
+    own, weights = map(calls.pointer, grads[:3]), MixerWeights(*map(calls.pointer, grads[3:]))
+    call.grad_norm_weight, call.grad_in_proj, call.grad_out_proj = own
+    call.grad_x_proj, call.grad_dt_proj = weights.x_proj, weights.dt_proj
+    call.grad_dt_bias, call.grad_A_log = weights.dt_bias, weights.A
+    mixer = call.forward.mixer
+    mixer.grad_conv_weight, mixer.grad_conv_bias = weights.conv_weight, weights.conv_bias
+    mixer.grad_skip = weights.D
+    mixer.grad_norm_weight, mixer.grad_norm_bias = weights.norm_weight, weights.norm_bias

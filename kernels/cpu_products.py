@@ -17,11 +17,16 @@ _workspaces = threading.local()
 _KEPT = 1 << 30
 
 
+def release_workspace() -> None:
+    """Give back what this thread keeps: whoever measures memory wants it in the measurement."""
+    _workspaces.bytes = None
+
+
 def workspace(size: int) -> Tensor:
     """At least `size` bytes, kept: fresh ones cost a page fault each 4 KiB, more than kernels."""
     kept = getattr(_workspaces, "bytes", None)
     if kept is None or kept.numel() < size:
-        kept = torch.empty(size, dtype=torch.uint8)
+        kept = torch.empty(size, dtype=torch.uint8, device="cpu")
         if size <= _KEPT:
             _workspaces.bytes = kept
     return kept

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastvim.training.costs import step_memory
 
@@ -38,7 +39,7 @@ class _Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Called in place of every operator."""
         found = func(*args, **(kwargs or {}))
-        for value in found if isinstance(found, (list, tuple)) else [found]:
+        for value in tree_leaves(found):
             if isinstance(value, Tensor):
                 self.hold(value)
         return found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from fastvim.kernels import flops
+from fastvim.kernels.cpu_products import release_workspace
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -49,6 +50,7 @@ def step_memory(
     """
     # The profiler warns when memory that it did not see given is taken back.
     optimizer.zero_grad(set_to_none=True)
+    release_workspace()
     # And it prints its own start and stop otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     state = [value for entry in optimizer.state.values() for value in entry.values()]

@@ -114,6 +114,18 @@ def test_memory_is_predicted_as_it_is_measured(name, step):
     assert least * measured < predicted_memory(model, shape, step) < 1.02 * measured
 
 
+def test_memory_does_not_depend_on_what_ran_before():
+    model = build("fastvim_femto", 112, CPU)
+    images = torch.randn(2, 1, 112, 112)
+
+    def measured():
+        return measured_memory(lambda: training_step(model, images), model, images)
+
+    first = measured()
+    training_step(build("vim_femto", 112, CPU), images)
+    assert measured() == first
+
+
 UNDER_A_LIMIT = """
 import resource, sys, torch
 from fastvim.profiling import study
