@@ -4,7 +4,7 @@ Of the cpu backend only: there an image goes through a whole block in one thread
 separate operators write every intermediate to memory and read it again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fastvim.kernels.block_schema import (
     as_blocks,
     as_ran,
 )
+from fastvim.kernels.direct import is_watched
 from fastvim.kernels.operator import like
 
 
@@ -53,7 +54,7 @@ def residual_blocks(
     learns = _first_that_learns(x, blocks)
     first = learns if observer is None else 0
     ran: list[Ran] = []
-    if _is_watched((x, *tensors)):
+    if is_watched((x, *tensors)):
         y, ran = _by_operators(x, blocks, observer is not None)
     elif learns < len(blocks):
         y = _ResidualBlocks.apply(blocks, first, ran, x, *tensors)
@@ -90,20 +91,6 @@ def _first_that_learns(x: Tensor, blocks: Sequence[BlockArguments]) -> int:
             if any(t is not None and t.requires_grad for t in (x, *block.tensors())):
                 return place
     return len(blocks)
-
-
-def _is_watched(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether anything wants to see operators: compilers, modes, transforms, subclasses.
-
-    If not, PyTorch's dispatcher is left out: of a small model's training step it was half.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or any(type(t) not in (Tensor, torch.nn.Parameter, type(None)) for t in tensors)
-    )
 
 
 class _ResidualBlocks(torch.autograd.Function):

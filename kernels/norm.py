@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvim.kernels import backends, calls
+from fastvim.kernels.direct import operator
 from fastvim.kernels.native import NormCall
 
 
@@ -24,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _rms_norm(x, weight, eps)[0]
 
 
-@torch.library.custom_op("fastvim::rms_norm", mutates_args=(), device_types="cpu")
+@operator("fastvim::rms_norm", device_types="cpu")
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x, weight = x.contiguous(), weight.contiguous()
     y, scale = torch.empty_like(x), x.new_empty(x.shape[:-1])
@@ -39,7 +40,7 @@ def _(x, weight, eps):
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1])
 
 
-@torch.library.custom_op("fastvim::rms_norm_backward", mutates_args=(), device_types="cpu")
+@operator("fastvim::rms_norm_backward", device_types="cpu")
 def _rms_norm_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:

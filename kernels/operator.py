@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvim.kernels import backends
+from fastvim.kernels.direct import operator
 from fastvim.kernels.mixer_schema import MIXER, TABLES, WEIGHTS, take_apart
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
@@ -78,7 +79,7 @@ def _check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {allowed}")
 
 
-@torch.library.custom_op("fastvim::selective_scan", mutates_args=())
+@operator("fastvim::selective_scan")
 def _selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -104,7 +105,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend):
     return u.new_empty(u.shape), state
 
 
-@torch.library.custom_op("fastvim::selective_scan_backward", mutates_args=())
+@operator("fastvim::selective_scan_backward")
 def _selective_scan_backward(
     grad_y: Tensor,
     grad_state: Tensor,
@@ -195,9 +196,8 @@ def pooled_mixer(
     )
 
 
-@torch.library.custom_op(
+@operator(
     "fastvim::pooled_mixer",
-    mutates_args=(),
     schema=f"(Tensor xz, {MIXER}, str backend) -> (Tensor, Tensor, Tensor)",
 )
 def _pooled_mixer(xz: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,9 +217,8 @@ def _(xz, *arguments):
     return out, xz.new_empty(steps, dtype=dtype), xz.new_empty(steps, dtype=dtype)
 
 
-@torch.library.custom_op(
+@operator(
     "fastvim::pooled_mixer_backward",
-    mutates_args=(),
     schema="(Tensor grad_out, Tensor pooled, Tensor scanned, Tensor xz, "
     f"{MIXER}, str backend) -> Tensor[]",
 )

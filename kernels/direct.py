@@ -1,0 +1,57 @@
+"""Operators without PyTorch's dispatcher, where nothing wants to see them.
+
+The dispatcher of an operator written in Python takes half a millisecond and more between kernels
+that have filled the caches: a quarter of a short scan, half of a small model's training step.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_watched(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether anything is to see operators: compilers, tracers, modes, transforms, subclasses."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or any(type(t) not in (Tensor, torch.nn.Parameter, type(None)) for t in tensors)
+    )
+
+
+class Operator:
+    """An operator as `torch.library.custom_op` registers it, called directly where it can be."""
+
+    def __init__(self, name: str, implementation: Callable, options: dict[str, Any]):
+        self._implementation = implementation
+        self._registered = torch.library.custom_op(name, implementation, mutates_args=(), **options)
+        self._function: type[torch.autograd.Function] | None = None
+        self.register_fake = self._registered.register_fake
+
+    def register_autograd(self, backward: Callable, *, setup_context: Callable) -> None:
+        """As `torch.library.custom_op`'s."""
+        self._registered.register_autograd(backward, setup_context=setup_context)
+        methods = {"forward": self._implementation, "setup_context": setup_context}
+        methods = {name: staticmethod(method) for name, method in methods.items()}
+        name = self._implementation.__name__
+        self._function = type(
+            name, (torch.autograd.Function,), methods | {"backward": staticmethod(backward)}
+        )
+
+    def __call__(self, *arguments):
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        if is_watched(tensors):
+            return self._registered(*arguments)
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+            return self._implementation(*arguments)
+        # Without a derivative the dispatcher's refuses that it is asked for.
+        return (self._registered if self._function is None else self._function.apply)(*arguments)
+
+
+def operator(name: str, **options: Any) -> Callable[[Callable], Operator]:
+    """Decorates an operator's implementation; options are `torch.library.custom_op`'s."""
+    return lambda implementation: Operator(name, implementation, options)
