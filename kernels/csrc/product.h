@@ -168,7 +168,7 @@ struct RowsProduct {
     T* panel = panels + (group * kAtOnce + first) * kRows;
     const int64_t left = call.outputs - group * kRows;
     for (int64_t k = first; k < last; ++k, from += call.a_stride, panel += kRows) {
-      __builtin_prefetch(from + 256 / sizeof(T));
+      __builtin_prefetch(from + kFew * call.a_stride, 0, 2);
       if (left >= kRows)
         __builtin_memcpy(panel, from, kRows * sizeof(T));
       else
