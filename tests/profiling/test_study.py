@@ -114,6 +114,14 @@ def test_memory_is_predicted_as_it_is_measured(name, step):
     assert least * measured < predicted_memory(model, shape, step) < 1.02 * measured
 
 
+def test_a_backward_gives_back_what_a_block_kept_before_the_next_ones_gradients():
+    """Where weights are half of what is kept, both at once would be half as much again."""
+    model, shape = build("fastvim_tiny", 224, CPU), (2, 3, 224, 224)
+    images = torch.randn(shape)
+    measured = measured_memory(lambda: training_step(model, images), model, images)
+    assert measured < 1.1 * predicted_memory(model, shape, training_step)
+
+
 def test_memory_does_not_depend_on_what_ran_before():
     model = build("fastvim_femto", 112, CPU)
     images = torch.randn(2, 1, 112, 112)
