@@ -7,7 +7,7 @@ from test_block import DEFAULTS, TOLERANCE, block_inputs, in_parts
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastvim.kernels import BlockArguments, residual_blocks
+from fastvim.kernels import BlockArguments, cpu_products, residual_blocks
 
 pytestmark = needs_cpu_backend
 BATCH, ROWS, COLUMNS, WIDTH = 3, 5, 6, 10
@@ -89,6 +89,14 @@ def test_operators_give_the_same_bits():
         watched = results(residual_blocks)
     assert all(map(torch.equal, direct, watched))
     assert counter.get_total_flops() > 0
+
+
+def test_another_default_device_changes_nothing():
+    x, blocks = row()
+    cpu_products.release_workspace()
+    with torch.device("meta"), torch.no_grad():
+        y = residual_blocks(x, blocks)
+    assert torch.equal(y, results(residual_blocks)[0])
 
 
 def test_a_profiler_sees_blocks():

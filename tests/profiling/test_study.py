@@ -144,7 +144,7 @@ names = ["vim_femto", "timm/vit_tiny_patch16_224"]
 list(study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([112]))
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 120_000_000,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
 for part in study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([112, 448]):
     for row in part:
         print(row.model, row.resolution, row.problem, sorted(row.seconds))

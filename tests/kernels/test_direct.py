@@ -1,0 +1,60 @@
+"""Operators called without PyTorch's dispatcher: never where somebody is to see them."""
+
+import pytest
+import torch
+from operator_cases import needs_cpu_backend, scan_inputs
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastvim.kernels import selective_scan
+from fastvim.kernels.norm import rms_norm
+
+pytestmark = needs_cpu_backend
+
+
+def scan(*tensors):
+    return selective_scan(*tensors, delta_softplus=True)
+
+
+def tensors() -> list[torch.Tensor]:
+    return [t for t in scan_inputs(2, 4, 5, 3).values() if isinstance(t, torch.Tensor)]
+
+
+def test_modes_see_the_operator():
+    with FlopCounterMode(display=False) as counter:
+        watched = scan(*tensors())
+    assert counter.get_total_flops() > 0
+    assert torch.equal(watched, scan(*tensors()))
+
+
+def test_subclasses_see_the_operator():
+    x, weight = torch.randn(3, 8), torch.ones(8)
+    y = rms_norm(TwoTensor(x, 2 + x), weight, 1e-5)
+    assert torch.equal(y.a, rms_norm(x, weight, 1e-5))
+    assert torch.equal(y.b, rms_norm(2 + x, weight, 1e-5))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_meet_the_operator():
+    """Their tensors have no data to compute on: PyTorch maps the operator, and has no gradient."""
+    u, *others = tensors()
+    mapped = torch.vmap(lambda u: scan(u, *others))(torch.stack([u, 2 * u]))
+    assert torch.equal(mapped, torch.stack([scan(u, *others), scan(2 * u, *others)]))
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda u: scan(u, *others).sum())(u)
+
+
+def test_second_derivatives_are_refused():
+    """Left out in silence, a penalty on a gradient would be a constant."""
+    leaves = [tensor.requires_grad_() for tensor in tensors()]
+    gradient, *_ = torch.autograd.grad(scan(*leaves).sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        torch.autograd.grad(gradient.sum(), leaves)
+
+
+def test_another_default_device_changes_nothing():
+    x, weight = torch.randn(3, 4, 8), torch.randn(8)
+    given, expected = tensors(), scan(*tensors())
+    with torch.device("meta"):
+        assert rms_norm(x, weight, 1e-5).device.type == "cpu"
+        assert torch.equal(scan(*given), expected)
