@@ -1,7 +1,7 @@
 """Residual blocks on the `cpu` backend: one kernel a block forward, one backward.
 
 The calls of all blocks are prepared before the first of them runs: between two kernels Python finds
-its own code and data gone from the caches, and takes ten times as long.
+its own code and data gone from the caches, and takes several times as long.
 """
 
 import ctypes
