@@ -16,9 +16,8 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/fastvim ablate pooling-alternation
 
-# Files in their order: xdist's own starts those of few tests last, which are the longest.
 test: $(VENV)/installed peer
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # mamba-ssm's slow definition is a peer of the tests. Its Python alone: no CUDA build, no other torch.
 # Without a network the tests that need it skip, and everything else runs.
