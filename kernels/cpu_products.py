@@ -59,7 +59,10 @@ def product(rows: Tensor, weight: Tensor, out: Tensor | None = None, adds: bool 
 
 
 def rows_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a (M, K) transposed times b (M, N), to (K, N); both may be columns of larger matrices."""
+    """a (M, K) transposed times b (M, N), to (K, N); both may be columns of larger matrices.
+
+    A weight's gradient. The blocks call it from C++; here it can be held to PyTorch's alone.
+    """
     length, outputs = a.shape
     out = a.new_empty(outputs, b.shape[1]) if out is None else out
     if length == 0:

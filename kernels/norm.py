@@ -44,27 +44,18 @@ def _(x, weight, eps):
 def _rms_norm_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return backward(grad_y.contiguous(), x.contiguous(), weight.contiguous(), scale)
+    grad_y, x, weight = grad_y.contiguous(), x.contiguous(), weight.contiguous()
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+    call = _call(x, weight, scale)
+    call.grad_y, call.grad_x = grad_y.data_ptr(), grad_x.data_ptr()
+    call.grad_weight = grad_weight.data_ptr()
+    calls.run("fastvim_norm_backward", call, x.dtype)
+    return grad_x, grad_weight
 
 
 @_rms_norm_backward.register_fake
 def _(grad_y, x, weight, scale):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-def backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, scale: Tensor, addend: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x, with `addend` added, and of the weight; all contiguous, on the cpu backend.
-
-    `scale` (...) is what the forward divided the rows by, inverted.
-    """
-    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-    call = _call(x, weight, scale)
-    call.grad_y, call.grad_x = grad_y.data_ptr(), grad_x.data_ptr()
-    call.grad_weight, call.addend = grad_weight.data_ptr(), calls.pointer(addend)
-    calls.run("fastvim_norm_backward", call, x.dtype)
-    return grad_x, grad_weight
 
 
 def _call(x: Tensor, weight: Tensor, scale: Tensor, eps: float = 0.0) -> NormCall:
