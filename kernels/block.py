@@ -22,15 +22,15 @@ from fastvim.kernels.block_schema import (
     as_ran,
 )
 from fastvim.kernels.direct import is_watched
-from fastvim.kernels.operator import like
+from fastvim.kernels.operator import like, scatter_back
 
 
-def can_fuse(x: Tensor, block: BlockArguments) -> bool:
+def can_fuse(x: Tensor, blocks: Sequence[BlockArguments]) -> bool:
     """Whether `residual_blocks` may replace the modules: one dtype, the cpu backend.
 
     Not while tracing, so that counters of operations see the parts.
     """
-    weights = (*block[:3], *block.weights)
+    weights = [weight for block in blocks for weight in (*block[:3], *block.weights)]
     return (
         x.device.type == "cpu"
         and not torch.jit.is_tracing()
@@ -197,10 +197,8 @@ def _backward(grad_y: Tensor, ran: Sequence[Ran]) -> tuple[Tensor, list[list[Ten
     blocks = [one.block for one in ran]
     grad_x, *found = _residual_blocks_backward(grad_y, _flat(ran), *as_arguments(blocks))
     grads = iter(found)
-    return grad_x, [
-        [None if t is None else next(grads) for t in block.tensors()[:DIFFERENTIATED]]
-        for block in blocks
-    ]
+    present = ([t is not None for t in b.tensors()[:DIFFERENTIATED]] for b in blocks)
+    return grad_x, [scatter_back(own, grads) for own in present]
 
 
 def _save_operator(ctx, inputs, output) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastvim.kernels.mixer_schema import SETTINGS, TABLES, WEIGHTS
+from fastvim.kernels.operator import scatter_back
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 # Of a block's tensors the first have gradients, then come tables.
@@ -92,7 +93,7 @@ def as_blocks(
     for place, (n_steps, *settings, norm_eps) in enumerate(zip(*columns, strict=True)):
         own = present[place * TENSORS : (place + 1) * TENSORS]
         named = dict(zip(SETTINGS, settings, strict=True))
-        blocks.append(_block([next(there) if p else None for p in own], n_steps, named, norm_eps))
+        blocks.append(_block(scatter_back(own, there), n_steps, named, norm_eps))
     return blocks
 
 

@@ -6,6 +6,7 @@ torch.compile and FLOP counters accept them. Axes are named in `reference.py`.
 
 import contextlib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
@@ -136,9 +137,12 @@ def like(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in tensors if tensor is not None]
 
 
-def scatter_back(present: list[bool], grads: list[Tensor]) -> list[Tensor | None]:
-    """The gradients with None put back where an optional input was None."""
-    remaining = iter(grads)
+def scatter_back(present: Iterable[bool], tensors: Iterable[Tensor]) -> list[Tensor | None]:
+    """The tensors with None put back where an optional one is not present.
+
+    Of an iterator as many are taken as are present.
+    """
+    remaining = iter(tensors)
     return [next(remaining) if here else None for here in present]
 
 

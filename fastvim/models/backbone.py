@@ -31,7 +31,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
         block = self.operator(layout, divisor)
-        if block is not None and can_fuse(x, block):
+        if block is not None and can_fuse(x, [block]):
             return run_operators(x, [self], [block])
         x = x + self.drop_path(self.mixer(self.norm(x), layout, divisor))
         if self.observer is not None:
@@ -92,7 +92,7 @@ def run_blocks(
     if blocks and all(map(_is_as_defined, blocks)):
         pairs = zip(blocks, layouts, strict=True)
         operators = [block.operator(*layout) for block, layout in pairs]
-        if all(block is not None and can_fuse(x, block) for block in operators):
+        if all(block is not None for block in operators) and can_fuse(x, operators):
             return run_operators(x, blocks, operators)
     for block, layout in zip(blocks, layouts, strict=True):
         x = block(x, *layout)

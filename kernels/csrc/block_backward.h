@@ -13,7 +13,7 @@ struct BlockBackward {
   T *grad_merged, *skip, *grad_xz;    // (B L, D), (B L, D), (B L, 2 D)
   T *grad_scanned, *grad_pooled;      // (1 or 2, B S, D), (2, B S, D)
   T *A, *grad_normal;                 // (2, D, N), (B L, d_model)
-  char* space;                        // of products and steps
+  Products<T> products;               // their space is the steps' too
 
   explicit BlockBackward(const BlockGradients& c)
       : call(c), block(c.forward), mixer(block.mixer) {
@@ -42,16 +42,16 @@ struct BlockBackward {
     grad_pooled = scratch.take<T>(2 * steps * D);
     A = scratch.take<T>(A_size);
     grad_normal = scratch.take<T>(rows * d);
-    space = scratch.take<char>(space_of_parts());
+    products = {mixer.threads, scratch.take<char>(space_of_parts())};
 
-    multiply_rows({rows, d, D, 0, call.grad_y, block.merged, d, D, call.grad_out_proj});
-    multiply({rows, d, D, 0, 0, call.grad_y, block.out_proj, d, {1, D}, D, grad_merged});
+    products.rows({rows, d, D, 0, call.grad_y, block.merged, d, D, call.grad_out_proj});
+    products.product({rows, d, D, 0, 0, call.grad_y, block.out_proj, d, {1, D}, D, grad_merged});
     negative_exp(static_cast<const T*>(block.A_log), A_size, A);
     const int status = differentiate_mixer();
     if (status != kDone) return status;
     for (int64_t i = 0; i < A_size; ++i) static_cast<T*>(call.grad_A_log)[i] *= A[i];
-    multiply_rows({rows, 2 * D, d, 0, grad_xz, block.normal, 2 * D, d, call.grad_in_proj});
-    multiply({rows, 2 * D, d, 0, 0, grad_xz, block.in_proj, 2 * D, {1, d}, d, grad_normal});
+    products.rows({rows, 2 * D, d, 0, grad_xz, block.normal, 2 * D, d, call.grad_in_proj});
+    products.product({rows, 2 * D, d, 0, 0, grad_xz, block.in_proj, 2 * D, {1, d}, d, grad_normal});
     return norm_backward<T>({rows, d, mixer.threads, block.eps, block.x, block.norm_weight, nullptr,
                              block.scale, grad_normal, call.grad_x, call.grad_norm_weight,
                              call.grad_y});
@@ -72,7 +72,7 @@ struct BlockBackward {
     return {mixer.batch,    mixer.steps,  mixer.channels,    block.rank,        block.states,
             mixer.threads,  directions == 1, block.pooled,   grad_scanned,      block.x_proj,
             block.dt_proj,  block.dt_bias,  A,               grad_pooled,       call.grad_x_proj,
-            call.grad_dt_proj, call.grad_dt_bias, call.grad_A_log, space};
+            call.grad_dt_proj, call.grad_dt_bias, call.grad_A_log, products.space};
   }
 
   int differentiate_mixer() {
@@ -93,17 +93,6 @@ struct BlockBackward {
     if (status == kDone) status = steps_backward<T>(of_steps());
     if (status == kDone) status = mixer_convolve_backward<T>(one);
     return status;
-  }
-
-  void multiply(ProductCall one) {
-    one.threads = mixer.threads;
-    one.space = space;
-    product<T>(one);
-  }
-  void multiply_rows(RowsProductCall one) {
-    one.threads = mixer.threads;
-    one.space = space;
-    rows_product<T>(one);
   }
 };
 

@@ -237,4 +237,22 @@ static int rows_product(const RowsProductCall& call) {
   return RowsProduct<T>(call).execute();
 }
 
+// Products one after the other, on the same threads and in the same workspace.
+template <class T>
+struct Products {
+  int64_t threads = 0;
+  void* space = nullptr;
+
+  void product(ProductCall one) const {
+    one.threads = threads;
+    one.space = space;
+    FASTVIM_LEVEL::product<T>(one);
+  }
+  void rows(RowsProductCall one) const {
+    one.threads = threads;
+    one.space = space;
+    rows_product<T>(one);
+  }
+};
+
 }  // namespace FASTVIM_LEVEL

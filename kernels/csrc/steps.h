@@ -58,7 +58,7 @@ struct StepsBackward {
   Scratch scratch;
   T *projected, *grad_projected;  // (B S, R + 2 N)
   T *delta, *grad_delta;          // (B S, D), before the bias and the softplus
-  char* space;                    // of the products
+  Products<T> products;
   int status = kDone;
 
   explicit StepsBackward(const StepsCall& c)
@@ -75,7 +75,7 @@ struct StepsBackward {
     grad_projected = scratch.take<T>(rows * outputs);
     delta = scratch.take<T>(rows * call.channels);
     grad_delta = scratch.take<T>(rows * call.channels);
-    space = scratch.take<char>(space_of_products());
+    products = {call.threads, scratch.take<char>(space_of_products())};
     for (int direction = 0; direction < 2; ++direction) differentiate(direction);
     return status;
   }
@@ -99,8 +99,8 @@ struct StepsBackward {
     const T* grad_scanned = of(call.grad_scanned, call.shared ? 0 : direction, rows * D);
     const T *x_proj = of(call.x_proj, direction, P * D), *dt_proj = of(call.dt_proj, direction, D * R);
     T* grad_pooled = of(call.grad_pooled, direction, rows * D);
-    multiply({rows, D, P, 0, 0, pooled, x_proj, D, {D, 1}, P, projected});
-    multiply({rows, R, D, 0, 0, projected, dt_proj, P, {R, 1}, D, delta});
+    products.product({rows, D, P, 0, 0, pooled, x_proj, D, {D, 1}, P, projected});
+    products.product({rows, R, D, 0, 0, projected, dt_proj, P, {R, 1}, D, delta});
 
     ScanGradients scan{};
     scan.forward = scan_of_steps<T>(call.batch, call.steps, D, N, call.threads, direction, pooled,
@@ -123,10 +123,10 @@ struct StepsBackward {
     const int result = scan_backward<T>(scan);
     if (result != kDone) status = result;
 
-    multiply({rows, D, R, 0, 0, grad_delta, dt_proj, D, {1, R}, P, grad_projected});
-    multiply_rows({rows, D, R, 0, grad_delta, projected, D, P, of(call.grad_dt_proj, direction, D * R)});
-    multiply_rows({rows, P, D, 0, grad_projected, pooled, P, D, of(call.grad_x_proj, direction, P * D)});
-    multiply({rows, P, D, 0, 1, grad_projected, x_proj, P, {1, D}, D, grad_pooled});
+    products.product({rows, D, R, 0, 0, grad_delta, dt_proj, D, {1, R}, P, grad_projected});
+    products.rows({rows, D, R, 0, grad_delta, projected, D, P, of(call.grad_dt_proj, direction, D * R)});
+    products.rows({rows, P, D, 0, grad_projected, pooled, P, D, of(call.grad_x_proj, direction, P * D)});
+    products.product({rows, P, D, 0, 1, grad_projected, x_proj, P, {1, D}, D, grad_pooled});
   }
 
   static const T* of(const void* tensor, int direction, int64_t size) {
@@ -134,16 +134,6 @@ struct StepsBackward {
   }
   static T* of(void* tensor, int direction, int64_t size) {
     return static_cast<T*>(tensor) + direction * size;
-  }
-  void multiply(ProductCall one) {
-    one.threads = call.threads;
-    one.space = space;
-    product<T>(one);
-  }
-  void multiply_rows(RowsProductCall one) {
-    one.threads = call.threads;
-    one.space = space;
-    rows_product<T>(one);
   }
 };
 
