@@ -1,7 +1,7 @@
 """Operators without PyTorch's dispatcher, where nothing wants to see them.
 
-The dispatcher of an operator written in Python takes half a millisecond and more between kernels
-that have filled the caches: a quarter of a short scan, half of a small model's training step.
+The dispatcher of an operator written in Python takes 0.15 to 0.4 ms between kernels that have
+filled the caches, forward alone.
 """
 
 from collections.abc import Callable, Iterable
