@@ -61,9 +61,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-# torch.compile takes the answer as it is when it traces.
-@torch.compiler.assume_constant_result
+# torch.compile takes the answers as they are when it traces; it looks through the cache for the mark.
 @functools.cache
+@torch.compiler.assume_constant_result
 def _triton_reason() -> str | None:
     """Why the Triton kernels cannot run here; None if they can. Imports nothing of Triton."""
     version = _version("triton") or _version("pytorch-triton")  # as nightly builds name it
@@ -88,6 +88,7 @@ def _triton_reason() -> str | None:
 
 
 @functools.cache
+@torch.compiler.assume_constant_result
 def _mamba_ssm_reason() -> str | None:
     if importlib.util.find_spec("selective_scan_cuda") is None:
         return (
