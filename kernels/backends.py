@@ -61,7 +61,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-# torch.compile takes the answers as they are when it traces; it looks through the cache for the mark.
+# torch.compile takes the answers as they are when it traces, and looks through the caches.
 @functools.cache
 @torch.compiler.assume_constant_result
 def _triton_reason() -> str | None:

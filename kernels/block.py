@@ -30,7 +30,7 @@ def can_fuse(x: Tensor, blocks: Sequence[BlockArguments]) -> bool:
 
     Not while tracing, so that counters of operations see the parts.
     """
-    weights = [weight for block in blocks for weight in (*block[:3], *block.weights)]
+    weights = [weight for block in blocks for weight in block.tensors()[:DIFFERENTIATED]]
     return (
         x.device.type == "cpu"
         and not torch.jit.is_tracing()

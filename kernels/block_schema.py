@@ -26,7 +26,9 @@ class BlockArguments(NamedTuple):
     norm_eps: float
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return (*self[:3], *self.weights, *self.layout[:TABLES])
+        # By name: torch 2.6 doesn't compile slices of named tuples.
+        own, layout = (self.norm_weight, self.in_proj, self.out_proj), self.layout
+        return (*own, *self.weights, layout.order, layout.steps, layout.reverse_steps)
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> "BlockArguments":
         """The same block with others, in the order of `tensors`."""

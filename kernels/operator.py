@@ -109,8 +109,9 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend):
 @operator(
     "fastvim::selective_scan_backward",
     # Spelt out: before torch 2.7 a list in the signature is not understood.
-    schema="(Tensor grad_y, Tensor grad_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
-    "Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, str backend) -> Tensor[]",
+    schema="(Tensor grad_y, Tensor grad_state, Tensor u, Tensor delta, Tensor A, Tensor B, "
+    "Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, str backend) "
+    "-> Tensor[]",
 )
 def _selective_scan_backward(
     grad_y: Tensor,

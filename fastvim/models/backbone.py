@@ -82,7 +82,7 @@ def run_operators(
 
 def _is_as_defined(block: nn.Module) -> bool:
     """Whether calling the block is `Block.forward` and nothing else."""
-    return type(block) is Block and "forward" not in vars(block) and not has_hooks(block)
+    return type(block) is Block and "forward" not in block.__dict__ and not has_hooks(block)
 
 
 def run_blocks(
