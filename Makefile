@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	$(BIN)/fastvim ablate pooling-alternation
 
 test: $(VENV)/installed peer
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # mamba-ssm's slow definition is a peer of the tests. Its Python alone: no CUDA build, no other torch.
 # Without a network the tests that need it skip, and everything else runs.

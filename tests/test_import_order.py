@@ -36,6 +36,7 @@ TORCH_FREE_FILES = (
     "fastvim/tasks/__init__.py",
     "fastvim/training/__init__.py",
     "fastvim/training/recipe.py",
+    "fastvim/training/recorded.py",
 )
 
 

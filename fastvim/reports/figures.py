@@ -279,9 +279,15 @@ FIGURES: dict[str, Callable[..., Figure | None]] = {
 
 
 def render(figure: Figure, form: str, name: str) -> bytes:
-    """The file of a figure, `png` or `svg`; the same figure gives the same bytes."""
+    """The file of a figure, `png` or `svg`; the same figure gives the same bytes.
+
+    It is laid out once: by itself it would be again for each file, which takes longer than drawing.
+    """
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": "fastvim"} if form == "svg" else {"Software": "fastvim"}
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
     return buffer.getvalue()

@@ -22,7 +22,7 @@ from fastvim.reports.tables import NAMES, markdown
 from fastvim.reports.words import answers
 from fastvim.stability import Episode
 from fastvim.stability.episodes import CLASSES
-from fastvim.training.recorder import recorded_summary
+from fastvim.training.recorded import recorded_summary
 from fastvim.training.responses import read_responses
 
 # A leading dot keeps it from being taken for a run.

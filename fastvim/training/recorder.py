@@ -28,9 +28,9 @@ from fastvim.stability.attribution import (
 )
 from fastvim.stability.detector import SpikeDetector
 from fastvim.stability.episodes import NONFINITE, Event
+from fastvim.training.recorded import FOLDER
 from fastvim.training.scan_again import deltas_and_states
 
-FOLDER = "episodes"
 RING = 64
 # The update-to-weight ratio is taken over the first entries of every parameter.
 SAMPLE = 1024
@@ -248,16 +248,6 @@ class Recorder:
                 for quantity, column in zip(self.quantities, self._values.T, strict=True)
             },
         }
-
-
-def recorded_summary(directory: Path, start_step: int) -> str | None:
-    """What the recorder says of the episode of the run in `directory` that began there, or None
-    where nothing was recorded or nothing left its past."""
-    try:
-        text = (directory / FOLDER / f"{start_step}.json").read_text(encoding="utf-8")
-        return json.loads(text)["summary"]
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
 
 
 def _tag(quantity: Quantity) -> str:

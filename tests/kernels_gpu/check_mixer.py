@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from comparisons import WHOLE, mixer_errors
-from interpreted_scan import INTERPRETED
+from interpreting import INTERPRETED
 from operator_cases import LAYOUTS, layout
 from random_errors import random_mixer_errors
 

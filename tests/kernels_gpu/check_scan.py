@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton.language as tl
 from comparisons import WHOLE, scan_errors
-from interpreted_scan import INTERPRETED
+from interpreting import INTERPRETED
 from operator_cases import scan_inputs
 from random_errors import random_scan_errors
 from triton import jit
@@ -128,7 +128,7 @@ def scan_rows(a, b, out, REVERSE: tl.constexpr):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def check_scans_of_the_compiler(device, monkeypatch, scan_rows_at_a_time, reverse):
+def check_scans_of_the_compiler(device, monkeypatch, own_ways, reverse):
     """The scan of a tile by a loop; by the interpreter its own slow way too, with the same bits."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(8, 2, generator=generator) for _ in range(2))
@@ -136,12 +136,11 @@ def check_scans_of_the_compiler(device, monkeypatch, scan_rows_at_a_time, revers
     for t in reversed(range(8)) if reverse else range(8):
         h = a[t] * h + b[t]
         expected[t] = h
-    ways = [] if scan_rows_at_a_time is None else [scan_rows_at_a_time]
     found = []
-    for way in (None, *ways):
-        if way is not None:
-            monkeypatch.setattr("triton.runtime.interpreter.ScanOps.generic_scan", way)
+    for ways in ({}, own_ways):
+        for (owner, name), way in ways.items():
+            monkeypatch.setattr(owner, name, way)
         found.append(torch.zeros(8, 2, device=device))
         scan_rows[(1,)](a.to(device), b.to(device), found[-1], reverse)
         torch.testing.assert_close(found[-1].cpu(), expected)
-    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert torch.equal(*found)

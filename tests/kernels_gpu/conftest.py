@@ -8,7 +8,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "kernels")]
 
-from interpreted_scan import device_of_this_process, slices_at_a_time  # noqa: E402
+from interpreting import device_of_this_process, quick_interpreter  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def device() -> torch.device:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def scan_rows_at_a_time():
-    """The interpreter's own way of scanning, which `check_scan.py` compares."""
-    with slices_at_a_time() as original:
-        yield original
+def own_ways():
+    """The interpreter's own ways, which `check_scan.py` compares."""
+    with quick_interpreter() as own:
+        yield own

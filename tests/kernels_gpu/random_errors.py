@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from comparisons import mixer_errors, scan_errors
-from interpreted_scan import device_of_this_process, slices_at_a_time
+from interpreting import device_of_this_process, quick_interpreter
 from operator_cases import LAYOUTS, layout, random_mixer_shape, random_scan_shape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="at most so many state updates a case")
     given = parser.parse_args()
     device = device_of_this_process()
-    with slices_at_a_time():
+    with quick_interpreter():
         for errors in (random_scan_errors, random_mixer_errors):
             columns = [largest(errors, device, dtype, given.cases, given.steps) for dtype in DTYPES]
             print(f"\n| {errors.__name__} | " + " | ".join(map(str, DTYPES)) + " |")

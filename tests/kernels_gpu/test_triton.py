@@ -1,7 +1,7 @@
 """Runs the checks of the Triton kernels: here by Triton's interpreter, on a GPU if there is one.
 
-A process of its own for each file, because Triton reads TRITON_INTERPRET when a kernel is defined,
-its own library's included, and a process has it one way or the other. `pytest -m gpu` runs the
+In a process of their own, because Triton reads TRITON_INTERPRET when a kernel is defined, its own
+library's included, and a process has it one way or the other. `pytest -m gpu` runs the
 same checks on a GPU, and `check_gpu.py`, which needs one.
 """
 
@@ -15,7 +15,6 @@ import torch
 
 HERE = Path(__file__).parent
 FILES = ("check_scan.py", "check_mixer.py", "check_library.py")
-INTERPRETED_ONLY = ("check_bytes.py",)
 
 needs_triton = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("triton"), reason="Triton is not installed"
@@ -23,12 +22,14 @@ needs_triton = pytest.mark.skipif(
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def run(file: str, **environment: str) -> None:
-    """Run the checks of a file in a process of its own; its report is the failure's."""
+def run(*files: str, **environment: str) -> None:
+    """Run the checks of the files in a process; its report is the failure's."""
     without = {"TRITON_INTERPRET", "FASTVIM_KERNELS", "PYTEST_ADDOPTS"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    # Neither xdist, as there is one process, nor what else is installed.
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-o", "python_files=check_*.py", "-o", "python_functions=check_*", file],
+        [*command, "-o", "python_files=check_*.py", "-o", "python_functions=check_*", *files],
         cwd=HERE,
         env={k: v for k, v in os.environ.items() if k not in without} | environment,
         capture_output=True,
@@ -39,13 +40,11 @@ def run(file: str, **environment: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("file", [*FILES, *INTERPRETED_ONLY])
-def test_by_the_interpreter(file):
-    run(file, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+def test_by_the_interpreter():
+    run(*FILES, "check_bytes.py", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("file", [*FILES, "check_gpu.py"])
-def test_on_the_gpu(file):
-    run(file)
+def test_on_the_gpu():
+    run(*FILES, "check_gpu.py")

@@ -1,8 +1,9 @@
-"""Points of one cost stand beside each other, on an axis that holds them all."""
+"""Points of one cost stand beside each other, on an axis that holds them all; panels and legend."""
 
 import pytest
 from matplotlib.figure import Figure
 
+from fastvim.reports import figures
 from fastvim.reports.axes import side_by_side
 
 
@@ -26,3 +27,14 @@ def test_points_stand_apart_within_the_axis(costs, scale):
     for name, place in places.items():
         assert place == pytest.approx(named[name], rel=0.6)
     assert all(label.get_text().replace(".", "").isdigit() for label in axes.get_xticklabels())
+
+
+def test_a_figure_is_laid_out_once_for_all_its_files(study):
+    figure = figures.draw_curves(study)
+    figures.render(figure, "png", "curves")
+    places = [axes.get_position().bounds for axes in figure.axes]
+    outlines = [axes.get_tightbbox() for axes in figure.axes]
+    assert max(box.y1 for box in outlines) <= figure.legends[0].get_window_extent().y0
+    assert min(min(box.x0, box.y0) for box in outlines) >= 0
+    figures.render(figure, "svg", "curves")
+    assert [axes.get_position().bounds for axes in figure.axes] == places
