@@ -61,18 +61,24 @@ def _version(package: str) -> str | None:
         return None
 
 
-# torch.compile takes the answers as they are when it traces, and looks through the caches.
-@functools.cache
-@torch.compiler.assume_constant_result
-def _triton_reason() -> str | None:
-    """Why the Triton kernels cannot run here; None if they can. Imports nothing of Triton."""
+def unfit_triton() -> str | None:
+    """Why the Triton found cannot compile the kernels; None if it can. Imports nothing of it."""
     version = _version("triton") or _version("pytorch-triton")  # as nightly builds name it
     if version is None:
         return "Triton is not installed; it comes with torch for CUDA on Linux"
     if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):
         return f"Triton {version} is too old, 3.3 is needed; install torch 2.7 or newer"
-    if _interpreted():
-        return None
+    return None
+
+
+# torch.compile takes the answers as they are when it traces, and looks through the caches.
+@functools.cache
+@torch.compiler.assume_constant_result
+def _triton_reason() -> str | None:
+    """Why the Triton kernels cannot run here; None if they can. Imports nothing of Triton."""
+    unfit = unfit_triton()
+    if unfit is not None or _interpreted():
+        return unfit
     if not torch.cuda.is_available():
         return (
             "no CUDA device; it needs an NVIDIA GPU of compute capability 8.0 or more "

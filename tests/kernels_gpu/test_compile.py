@@ -4,7 +4,6 @@ In a process of its own, without the interpreter, on no GPU: what `make kernels-
 few shapes.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from fastvim.kernels import backends
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # A model with a row of three blocks in chunks, and one with five blocks; two dtypes, the oldest
@@ -23,7 +24,7 @@ CASES = {
 }
 
 pytestmark = [
-    pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed"),
+    pytest.mark.skipif(backends.unfit_triton() is not None, reason=backends.unfit_triton() or ""),
     pytest.mark.skipif(not BENCHMARKS.exists(), reason="benchmarks are not beside the tests"),
 ]
 

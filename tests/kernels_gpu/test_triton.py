@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastvim.kernels import backends
+
 HERE = Path(__file__).parent
 FILES = ("check_scan.py", "check_mixer.py", "check_library.py")
 
 needs_triton = pytest.mark.skipif(
-    not __import__("importlib.util").util.find_spec("triton"), reason="Triton is not installed"
+    backends.unfit_triton() is not None, reason=backends.unfit_triton() or ""
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
