@@ -37,7 +37,8 @@ def test_power_agrees_with_scipy():
         for effect in (0.1, 1.0, 3.0):
             critical, shift = stats.t.ppf(0.975, n - 1), effect * np.sqrt(n)
             expected = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
-            assert paired_t_power(n, effect) == pytest.approx(expected, abs=1e-8)
+            # Up to SciPy 1.15, the last for Python 3.10, its own two ways differ by 1.4e-8.
+            assert paired_t_power(n, effect) == pytest.approx(expected, abs=1e-7)
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.sampled_from([0.05, 0.01]))
