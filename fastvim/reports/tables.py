@@ -234,5 +234,6 @@ def csv_table(results: Mapping[str, Any]) -> str:
             row.append(contrast["verdict"])
         row += [variant["cost"][cost] for cost in costs]
         row += [variant["spikes"], variant["diverged"], len(variant["missing"])]
-        writer.writerow(row)
+        # Python 3.10 writes no NUL, which a foreign run's name may hold.
+        writer.writerow([c.replace("\0", "\ufffd") if isinstance(c, str) else c for c in row])
     return stream.getvalue()
