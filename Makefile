@@ -16,6 +16,7 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/fastvim ablate pooling-alternation
 
+# Files in the order that tests/conftest.py gives them, the longest first; xdist has its own.
 test: $(VENV)/installed peer
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,7 +1,6 @@
 """The root command. Commands are imported when they are used, so that `--help` is instant."""
 
 import errno
-import gc
 import importlib
 
 import click
@@ -58,8 +57,6 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context):
-        # Importing PyTorch makes 400,000 objects that stay: looking through them takes long.
-        gc.set_threshold(10_000)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -4,7 +4,6 @@ Takes a JSON description of the work on standard input and writes what happens, 
 line, to standard output. Stops like a runner when its parent is gone.
 """
 
-import gc
 import json
 import os
 import sys
@@ -55,7 +54,6 @@ def _run(described: dict[str, Any]) -> Run:
 
 def main() -> int:
     """Carry out the work on standard input; 0, 130 when stopped, 2 for a user's error."""
-    gc.set_threshold(10_000)  # as the command line does
     # Whatever a library prints must not get between the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -141,11 +141,11 @@ torch.set_num_threads(1)
 if sys.argv[1] == "caught":
     study.available_memory = lambda device: float("inf")
 names = ["vim_femto", "timm/vit_tiny_patch16_224"]
-list(study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([64]))
+list(study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([112]))
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
-for part in study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([64, 448]):
+for part in study.Study(names, torch.device("cpu"), batch=4, repeats=1).measure([112, 448]):
     for row in part:
         print(row.model, row.resolution, row.problem, sorted(row.seconds))
 """
@@ -159,7 +159,7 @@ def test_what_does_not_fit_in_memory_is_said_and_the_rest_measured(how):
     )
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 4, done.stdout + done.stderr
-    assert lines[0] == "vim_femto 64 None ['forward', 'training']", done.stdout
+    assert lines[0] == "vim_femto 112 None ['forward', 'training']", done.stdout
     for line in lines[2:]:
         assert "out of memory (training" in line, done.stdout
         assert ("needs" in line) == (how == "predicted"), done.stdout

@@ -1,5 +1,6 @@
 """Points of one cost stand beside each other, on an axis that holds them all; panels and legend."""
 
+import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
@@ -26,9 +27,10 @@ def test_points_stand_apart_within_the_axis(costs, scale):
     assert len(set(places.values())) == len(costs)
     for name, place in places.items():
         assert place == pytest.approx(named[name], rel=0.6)
-    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-    labels = [label.get_text() for place, label in ticks if low <= place <= high]
-    assert labels and all(label.replace(".", "").isdigit() for label in labels)
+    labels = axes.get_xticklabels()
+    if matplotlib.__version_info__ < (3, 11):  # It has many beyond the axis, which it doesn't draw.
+        labels = [label for label in labels if low <= label.get_position()[0] <= high]
+    assert all(label.get_text().replace(".", "").isdigit() for label in labels)
 
 
 def test_a_figure_is_laid_out_once_for_all_its_files(study):
