@@ -6,6 +6,7 @@ from one. Nothing in the CSV files depends on the clock, so equal runs have equa
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from fastvim.training.board import Board
@@ -65,14 +66,19 @@ class History:
         history_bytes: int = 0,
         eval_bytes: int = 0,
     ) -> None:
-        self._steps = CsvLog(directory / HISTORY_FILE, HISTORY_COLUMNS, history_bytes)
-        self._evaluations = CsvLog(
-            directory / EVAL_FILE, ("step", "epoch", *eval_columns), eval_bytes
-        )
-        if step == 0:
-            for stale in directory.glob("events.out.tfevents.*"):
-                stale.unlink()
-        self._board = Board(directory, first_step=step + 1)
+        eval_columns = ("step", "epoch", *eval_columns)
+        with ExitStack() as files:
+            self._steps = files.enter_context(
+                closing(CsvLog(directory / HISTORY_FILE, HISTORY_COLUMNS, history_bytes))
+            )
+            self._evaluations = files.enter_context(
+                closing(CsvLog(directory / EVAL_FILE, eval_columns, eval_bytes))
+            )
+            if step == 0:
+                for stale in directory.glob("events.out.tfevents.*"):
+                    stale.unlink()
+            self._board = files.enter_context(closing(Board(directory, first_step=step + 1)))
+            self._files = files.pop_all()
 
     def add_step(self, row: Mapping[str, float]) -> None:
         """Record one optimiser step in history.csv."""
@@ -98,7 +104,5 @@ class History:
         return self._steps.flush(), self._evaluations.flush()
 
     def close(self) -> None:
-        """Flush and close all files."""
-        self._board.close()
-        self._steps.close()
-        self._evaluations.close()
+        """Flush and close all files, also those that come after one that fails."""
+        self._files.close()
