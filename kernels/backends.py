@@ -44,8 +44,8 @@ def available() -> dict[str, str | None]:
     return {
         "reference": None,
         "cpu": native.REASON,
-        "triton": _triton_reason(),
-        "mamba_ssm": _mamba_ssm_reason(),
+        "triton": _reason("triton"),
+        "mamba_ssm": _reason("mamba_ssm"),
     }
 
 
@@ -71,9 +71,7 @@ def unfit_triton() -> str | None:
     return None
 
 
-# torch.compile takes the answers as they are when it traces, and looks through the caches.
 @functools.cache
-@torch.compiler.assume_constant_result
 def _triton_reason() -> str | None:
     """Why the Triton kernels cannot run here; None if they can. Imports nothing of Triton."""
     unfit = unfit_triton()
@@ -94,7 +92,6 @@ def _triton_reason() -> str | None:
 
 
 @functools.cache
-@torch.compiler.assume_constant_result
 def _mamba_ssm_reason() -> str | None:
     if importlib.util.find_spec("selective_scan_cuda") is None:
         return (
@@ -104,6 +101,14 @@ def _mamba_ssm_reason() -> str | None:
     if _interpreted():
         return "it needs a CUDA device, which TRITON_INTERPRET=1 does without"
     return _triton_reason()
+
+
+# torch.compile takes the answer as it is when it traces: of a cache it would warn, and trace what
+# lies behind it.
+@torch.compiler.assume_constant_result
+def _reason(name: str) -> str | None:
+    """Why a backend for CUDA devices cannot run here; None if it can."""
+    return _triton_reason() if name == "triton" else _mamba_ssm_reason()
 
 
 def require(name: str, origin: str = ENVIRONMENT_VARIABLE) -> None:
@@ -139,7 +144,7 @@ def choose(device_type: str, dtype: torch.dtype) -> str:
         if takes("cpu", device_type, dtype) and native.REASON is None:
             return "cpu"
         if device_type == "cuda" and takes("triton", device_type, dtype):
-            return "triton" if _triton_reason() is None else "reference"
+            return "triton" if _reason("triton") is None else "reference"
         return "reference"
     require(_forced)
     if not takes(_forced, device_type, dtype):
