@@ -57,7 +57,7 @@ def _print_backends(out) -> int:
     from rich.markup import escape
 
     from fastvim.errors import UserError
-    from fastvim.kernels import backends
+    from fastvim.kernels import backends, native
     from fastvim_cli.display import table
 
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -82,6 +82,8 @@ def _print_backends(out) -> int:
         for kind in kinds:
             if backends.takes(name, kind, torch.float32):
                 said, error, right = _prove(name, torch.device(kind))
+                if name == "cpu" and native.OPENMP is None:
+                    said += " on one thread, for torch has no OpenMP runtime"
                 rows.add_row(name, f"{said} on {kind}", escape(error))
                 failures += not right
     out.print(rows)

@@ -7,8 +7,7 @@ import ctypes
 import sysconfig
 from pathlib import Path
 
-# Imported first: the library is linked to no OpenMP runtime and takes the one torch has loaded.
-import torch  # noqa: F401
+import torch
 
 _PATH = Path(__file__).parent / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -27,6 +26,12 @@ def _alternating():
     while True:
         yield ctypes.c_int64
         yield ctypes.c_void_p
+
+
+class OpenMP(ctypes.Structure):
+    """`OpenMP` of csrc/interface.h."""
+
+    _fields_ = _fields("| parallel thread_num num_threads")
 
 
 class ScanCall(ctypes.Structure):
@@ -162,6 +167,18 @@ _ENTRIES = {
 }
 
 
+def _find_openmp() -> OpenMP | None:
+    """The OpenMP runtime that torch has loaded, whatever its file is called."""
+    # A symbol is looked up in a library and in all that it depends on. Whether others see it too
+    # differs from one build of torch to the next.
+    torch_library = ctypes.CDLL(torch._C.__file__)
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if not all(hasattr(torch_library, name) for name in names):
+        return None
+    functions = (getattr(torch_library, name) for name in names)
+    return OpenMP(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+
+
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if not _PATH.exists():
         return None, (
@@ -172,7 +189,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(_PATH))
     except OSError as error:
         return None, f"its library does not load: {error}"
-    missing = [name for name in _ENTRIES if not hasattr(library, name)]
+    missing = [name for name in ("fastvim_use_openmp", *_ENTRIES) if not hasattr(library, name)]
     if missing:
         return None, f"its library is older than its Python ({missing[0]}); install fastvim again"
     for name, structure in _ENTRIES.items():
@@ -181,10 +198,14 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         entry.restype = ctypes.c_int
     for name in ("product", "rows_product", "steps", "block", "block_backward"):
         getattr(library, f"fastvim_{name}_space").restype = ctypes.c_int64
+    if OPENMP is not None:
+        library.fastvim_use_openmp(ctypes.byref(OPENMP))
     library.fastvim_level.restype = ctypes.c_char_p
     library.fastvim_set_level.argtypes = (ctypes.c_char_p,)
     return library, None
 
 
+# None: everything runs on one thread.
+OPENMP = _find_openmp()
 # ctypes releases the interpreter lock during calls. REASON is None when the library works.
 LIBRARY, REASON = _load()

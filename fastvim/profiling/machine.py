@@ -18,7 +18,8 @@ def describe(device: torch.device) -> dict:
     environment = describe_environment(device, "float32")
     backend = kernel_backend(device, "float32", "vim")
     if backend == "cpu" and native.LIBRARY is not None:
-        backend = f"cpu ({native.LIBRARY.fastvim_level().decode()})"
+        level = native.LIBRARY.fastvim_level().decode()
+        backend = f"cpu ({level}{'' if native.OPENMP else ', one thread: no OpenMP runtime'})"
     peers = {name: _version(name) for name in PEERS}
     packages = environment["packages"] | peers
     return environment | {"kernels": backend, "packages": packages}

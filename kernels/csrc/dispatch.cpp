@@ -16,6 +16,8 @@ extern const Kernels kernels;
 }
 #endif
 
+OpenMP openmp{};
+
 namespace {
 
 struct Level {
@@ -71,6 +73,8 @@ bool tables_fit(const MixerCall& call) {
 #define EXPORT __attribute__((visibility("default")))
 
 extern "C" {
+
+EXPORT void fastvim_use_openmp(const OpenMP* runtime) { openmp = *runtime; }
 
 EXPORT const char* fastvim_level() { return level->name; }
 

@@ -6,6 +6,15 @@
 
 #include <cstdint>
 
+// The runtime that torch has loaded. The library is linked to none, so that a process has one. Null
+// where native.py finds none: everything runs on one thread.
+struct OpenMP {
+  void (*parallel)(void (*job)(void*), void* argument, unsigned threads, unsigned flags);
+  int (*thread_num)();
+  int (*num_threads)();
+};
+extern OpenMP openmp;
+
 struct ScanCall {
   int64_t batch, channels, length, states, threads, softplus;
   // (batch, channel, time); a reversed scan starts at the last element with a negative stride.

@@ -1,28 +1,20 @@
 // Threads and scratch memory. No std templates: code instantiated here may use AVX-512, and the
 // linker would be free to keep that copy of a shared std template for processors without it.
 
-// The OpenMP runtime is the one torch has loaded, whatever its file is called: the library is not
-// linked to any, and these resolve in the process. Without one, everything runs on one thread.
-extern "C" {
-void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));
-int omp_get_thread_num() __attribute__((weak));
-int omp_get_num_threads() __attribute__((weak));
-}
-
 namespace FASTVIM_LEVEL {
 
 template <class Job>
 static void run_job(void* job) {
-  static_cast<Job*>(job)->run(omp_get_thread_num(), omp_get_num_threads());
+  static_cast<Job*>(job)->run(openmp.thread_num(), openmp.num_threads());
 }
 
 // Calls job.run(thread, threads) on each thread; a job may get fewer threads than it asked for.
 template <class Job>
 static void parallel(int64_t threads, Job& job) {
-  if (threads <= 1 || !GOMP_parallel || !omp_get_thread_num || !omp_get_num_threads)
+  if (threads <= 1 || !openmp.parallel)
     job.run(0, 1);
   else
-    GOMP_parallel(run_job<Job>, &job, unsigned(threads), 0);
+    openmp.parallel(run_job<Job>, &job, unsigned(threads), 0);
 }
 
 template <class Int>

@@ -363,6 +363,17 @@ def test_doctor_finds_a_backend_that_is_wrong(monkeypatch):
     assert result.exit_code == 1 and "IS WRONG on cpu" in result.output
 
 
+def test_doctor_says_that_kernels_have_one_thread(monkeypatch):
+    from fastvim.kernels import native
+
+    if native.REASON is not None:
+        pytest.skip(f"no second backend: {native.REASON}")
+    monkeypatch.setattr(native, "OPENMP", None)
+    result = fastvim("doctor")
+    assert result.exit_code == 0
+    assert "on one thread, for torch has no OpenMP runtime" in " ".join(result.output.split())
+
+
 def test_a_configuration_cannot_run_code(folder):
     marker = Path("hacked")
     (folder / "bad.yaml").write_text(

@@ -1,5 +1,6 @@
 """The operators as PyTorch sees them, and the choice of a backend."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fastvim.kernels import (
     ScanLayout,
     backends,
     fvcore_handles,
+    native,
     pooled_mixer,
     selective_scan,
     use_backend,
@@ -104,6 +106,18 @@ assert len(os.listdir('/proc/self/task')) > before
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+@needs_cpu_backend
+def test_without_an_openmp_runtime_one_thread_computes_the_same():
+    inputs = scan_inputs(2, 64, 50, 4)
+    with use_backend("cpu"):
+        expected = selective_scan(**inputs)
+        native.LIBRARY.fastvim_use_openmp(ctypes.byref(native.OpenMP()))
+        try:
+            assert torch.equal(selective_scan(**inputs), expected)
+        finally:
+            native.LIBRARY.fastvim_use_openmp(ctypes.byref(native.OPENMP or native.OpenMP()))
 
 
 @needs_cpu_backend
