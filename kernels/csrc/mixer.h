@@ -104,7 +104,7 @@ static void load_column(const MixerCall& call, const Layout& layout, const T* x,
 // The larger of two; a NaN wins, as in torch.
 template <class T>
 INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
-  return (b > a) | (b != b) ? b : a;
+  return ((b > a) | (b != b)) ? b : a;
 }
 
 // What a column's values become while it is convolved.
