@@ -18,7 +18,8 @@ struct Simd<float> {
   static constexpr int mantissa_bits = 23;
   static constexpr float lowest_exponent = -127.f, highest_exponent = 128.f;
   static constexpr float round_magic = 12582912.f;  // 1.5 * 2^23
-  static constexpr float log2e = 1.44269502f, log2e_rest = 1.92596299e-8f;
+  static constexpr float log2e = 1.44269504f;
+  static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.428606820e-6f;
 };
 
 template <>
@@ -28,7 +29,8 @@ struct Simd<double> {
   static constexpr int mantissa_bits = 52;
   static constexpr double lowest_exponent = -1023., highest_exponent = 1024.;
   static constexpr double round_magic = 6755399441055744.;  // 1.5 * 2^52
-  static constexpr double log2e = 1.4426950408889634, log2e_rest = 2.0355273740931033e-17;
+  static constexpr double log2e = 1.4426950408889634;
+  static constexpr double ln2_high = 0.693147180485539138317, ln2_low = 7.4406171100123967161e-11;
 };
 
 template <class T>
@@ -257,8 +259,32 @@ struct Near {
 template <class T>
 using NearDecay = typename Near<T>::Decay;
 
-// e^x for |x| up to 87 in float and 708 in double, held there outside; log2(e) comes in two parts
-// so that large |x| keeps its relative accuracy.
+// The polynomials of 2^x in powers of x ln(2).
+INLINE Vec<float> exp_polynomial(Vec<float> r) {
+  Vec<float> p = 0.0082903147560805687f * r + 0.041897929603138135f;
+  p = p * r + 0.16667636196270843f;
+  p = p * r + 0.49999149528457745f;
+  p = p * r + 0.99999970718853252f;
+  return p * r + 1.f;
+}
+
+INLINE Vec<double> exp_polynomial(Vec<double> r) {
+  Vec<double> p = 2.5105206373957011e-8 * r + 2.7626357241447223e-7;
+  p = p * r + 2.7557255425746434e-6;
+  p = p * r + 2.4801504346997687e-5;
+  p = p * r + 1.9841269874800492e-4;
+  p = p * r + 1.3888888932488598e-3;
+  p = p * r + 8.3333333333261409e-3;
+  p = p * r + 4.1666666666573143e-2;
+  p = p * r + 0.16666666666666671;
+  p = p * r + 0.50000000000000056;
+  p = p * r + 1.;
+  return p * r + 1.;
+}
+
+// e^x for |x| up to 87 in float and 708 in double, held there outside. ln(2) comes in two parts, of
+// which the first times n is exact, so that large |x| keeps its relative accuracy: with fused
+// multiplications and without, which processors before AVX2 and compilers that do not fuse lack.
 template <class T>
 INLINE Vec<T> exp(Vec<T> x) {
   constexpr T ln2 = T(0.69314718055994531);
@@ -266,8 +292,8 @@ INLINE Vec<T> exp(Vec<T> x) {
   x = clamp<T>(x, ln2 * (Simd<T>::lowest_exponent + 2), ln2 * (Simd<T>::highest_exponent - 1));
   Vec<T> rounded = x * Simd<T>::log2e + Simd<T>::round_magic;
   Vec<T> n = rounded - Simd<T>::round_magic;
-  Vec<T> r = x * Simd<T>::log2e_rest + (x * Simd<T>::log2e - n);
-  return scale_by_power<T>(exp2_polynomial(r), rounded);
+  Vec<T> r = x - n * Simd<T>::ln2_high - n * Simd<T>::ln2_low;
+  return scale_by_power<T>(exp_polynomial(r), rounded);
 }
 
 template <class T>

@@ -127,7 +127,7 @@ def test_nan_stays(name):
 
 @needs_cpu_backend
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 3e-7), (torch.float64, 1e-14)])
-def test_elementary_functions(dtype, bound):
+def test_elementary_functions(dtype, bound, instruction_set):
     """exp, softplus and SiLU alone, by scans of one or two steps, against float64's and exact."""
     x = torch.linspace(-80, 80, 40001, dtype=dtype)
     one, nothing = torch.ones(1, x.numel(), 1, dtype=dtype), torch.zeros(1, 1, 1, dtype=dtype)
