@@ -82,9 +82,10 @@ def _print_backends(out) -> int:
         for kind in kinds:
             if backends.takes(name, kind, torch.float32):
                 said, error, right = _prove(name, torch.device(kind))
+                state = f"{said} on {kind}"
                 if name == "cpu" and native.OPENMP is None:
-                    said += " on one thread, for torch has no OpenMP runtime"
-                rows.add_row(name, f"{said} on {kind}", escape(error))
+                    state += ", on one thread, for torch has no OpenMP runtime"
+                rows.add_row(name, state, escape(error))
                 failures += not right
     out.print(rows)
     return failures
