@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fastvim.errors import UserError
 
+UNFINISHED = ".unfinished"
+
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     """Write `data` to `path` through a temporary file beside it and a rename.
@@ -18,7 +20,7 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -39,5 +41,5 @@ def delete_unfinished(folder: Path) -> None:
 
     Nobody may be writing there.
     """
-    for path in folder.rglob(".*.????????"):
+    for path in folder.rglob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)

@@ -37,7 +37,8 @@ def command():
     out.print(rows)
 
     rows = table("devices", "")
-    rows.add_row("CPU", f"{platform.machine()}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    rows.add_row("CPU", f"{platform.machine()}, {threads} thread{'s' if threads != 1 else ''}")
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"

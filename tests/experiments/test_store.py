@@ -122,11 +122,13 @@ def test_folder_made_by_a_process_killed_at_once_is_used(tmp_path):
 def test_what_a_killed_process_was_writing_is_deleted(tmp_path):
     store, run = Store(tmp_path), a_run()
     directory = store.open(run)
-    for name in (".resume.safetensors.k2j_x81a", "episodes/.12.json.abcdefgh", ".hidden"):
+    unfinished = {".resume.safetensors.ab.unfinished", "episodes/.12.json.cd.unfinished"}
+    own = {".hidden", ".notes.settings"}
+    for name in unfinished | own:
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("half")
     assert store.open(run) == directory
-    assert {p.name for p in directory.rglob("*")} == {"config.json", "episodes", ".hidden"}
+    assert {p.name for p in directory.rglob("*")} == {"config.json", "episodes", *own}
 
 
 def test_a_sibling_folder_shares_its_finished_runs(tmp_path):
