@@ -9,6 +9,16 @@ from fastvim.errors import UserError
 UNFINISHED = ".unfinished"
 
 
+def make_folder(path: Path) -> None:
+    """Create `path`, for results that take long; raises UserError where none could be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write in {path}: {error.strerror or error}") from error
+
+
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     """Write `data` to `path` through a temporary file beside it and a rename.
 

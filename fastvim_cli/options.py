@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, with their shell completion."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def experiment_argument(command: Callable) -> Callable:
     return click.argument("experiment", metavar="NAME_OR_FILE", shell_complete=complete_experiment)(
         command
     )
+
+
+class Minutes(click.FloatRange):
+    """A budget of more than nothing and at most a year."""
+
+    def __init__(self):
+        super().__init__(min=0, min_open=True, max=365 * 24 * 60)
+
+    def convert(self, value, param, ctx) -> float:
+        minutes = super().convert(value, param, ctx)
+        if math.isnan(minutes):  # It is on neither side of a bound.
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return minutes
 
 
 sets_option = click.option(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import Minutes, output_option
+
 PLAIN = ":post_ssm_norm=false"
 
 
@@ -32,10 +34,10 @@ PLAIN = ":post_ssm_norm=false"
     "--minutes",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=Minutes(),
     help="Time budget of the whole study.",
 )
-@click.option("--output", default="results/profile", show_default=True, type=Path)
+@output_option("profile")
 def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     """Measure speed, memory and FLOPs over image sizes, Vim beside FastVim.
 
@@ -44,6 +46,7 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     Exit code 2 for bad input, 130 after Ctrl-C.
     """
     from fastvim.experiments.runner import Stopped, StopRequest
+    from fastvim.files import make_folder
     from fastvim.profiling import machine
     from fastvim.profiling.models import check
     from fastvim.profiling.study import Study
@@ -60,6 +63,8 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     environment = machine.describe(device)
     settings = {"models": names, "modes": chosen, "batch": batch, "repeats": repeats}
     settings["resolutions"] = sizes
+    output = output or Path("results/profile")
+    make_folder(output)
     found = profile.read_unfinished(output, environment, settings)
     done = {m.resolution for m in found if m.seconds}
     found = [m for m in found if m.resolution in done]

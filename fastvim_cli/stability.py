@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from fastvim_cli.options import output_option, sets_option
+from fastvim_cli.options import Minutes, output_option, sets_option
 from fastvim_cli.stability_threshold import threshold
 
 
@@ -44,7 +44,7 @@ from fastvim_cli.stability_threshold import threshold
 @click.option(
     "--budget",
     "minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Minutes(),
     default=15.0,
     show_default=True,
     metavar="MINUTES",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fastvim_cli.options import output_option, sets_option
+from fastvim_cli.options import Minutes, output_option, sets_option
 
 
 @click.command("threshold")
@@ -35,7 +35,7 @@ from fastvim_cli.options import output_option, sets_option
 @click.option(
     "--budget",
     "minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Minutes(),
     metavar="MINUTES",
     help="Steps, then seeds, then the ladder are fitted to this time.  [default: quick 9; paper "
     "as long as the recipe]",

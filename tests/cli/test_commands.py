@@ -124,6 +124,11 @@ def test_planning_needs_no_torch(arguments):
         (["report", "absent"], "absent"),
         (["compare", "absent"], "absent"),
         (["tensorboard", "absent"], "absent"),
+        (["stability", "--budget", "nan"], "nan is not in the range 0<x<=525600"),
+        (
+            ["stability", "threshold", "--vary", "size", "--budget", "inf"],
+            "inf is not in the range",
+        ),
         (["new", "tiny"], "tiny.yaml exists already"),
         (["new", "../x"], "cannot name an ablation"),
     ],

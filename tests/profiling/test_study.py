@@ -237,7 +237,8 @@ def test_sizes_that_had_no_time_are_measured_by_the_same_command(tmp_path):
         (["--resolutions", "28,57"], "the nearest that fits is 58"),
         (["--resolutions", "0"], "is not a list of pixels"),
         (["--models", "timm/deit_tiny_patch16_224", "--resolutions", "230"], "fits is 224"),
-        (["--minutes", "-1"], "range x>0"),
+        (["--minutes", "-1"], "range 0<x<=525600"),
+        (["--minutes", "nan"], "nan is not in the range 0<x<=525600"),
         (["--modes", "training,forwrd"], "did you mean 'forward'"),
     ],
 )
@@ -245,6 +246,13 @@ def test_what_cannot_be_measured_is_refused_before_anything(options, message, tm
     result = CliRunner().invoke(main, [*COMMAND, "--output", str(tmp_path / "out"), *options])
     assert result.exit_code == 2 and message in result.output, result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(main, [*COMMAND, "--output", str(tmp_path / "file/out")])
+    assert result.exit_code == 2 and "cannot write in" in result.output, result.output
+    assert "pixels done" not in result.output
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted():
