@@ -273,13 +273,15 @@ def _pretraining_fingerprint(variant: Variant) -> str:
 
 def _fingerprint(variant: Variant) -> str:
     dataset = loaded(variant.config.data)
-    classes = variant.config.model.num_classes
-    if dataset.num_classes != classes:
-        setting = variant.origins["model.num_classes"]
-        raise UserError(
-            f"{setting.place or setting.layer}: model.num_classes = {classes}, but "
-            f"{dataset.name} has {dataset.num_classes} classes"
-        )
+    has = {"num_classes": dataset.num_classes, "in_channels": dataset.in_channels}
+    for key, number in has.items():
+        given = getattr(variant.config.model, key)
+        if given != number:
+            setting = variant.origins[f"model.{key}"]
+            raise UserError(
+                f"{setting.place or setting.layer}: model.{key} = {given}, but {dataset.name} "
+                f"has {number}"
+            )
     dataset.batches_per_epoch(variant.config.training.batch_size)
     if variant.config.model_name.startswith(TIMM_PREFIX):
         check_timm(variant.config, variant.origins)
