@@ -84,6 +84,8 @@ def review(
       fastvim logs review runs --tag '*grad_norm*' --json
     """
     from fastvim.stability.report import Outputs, review_paths
+    from fastvim.stability.review_table import losses, tables
+    from fastvim_cli.display import console
 
     if not paths and json_path is not None and json_path.exists():
         # `--json PATH` with nothing else: the path is the log, the JSON goes to standard output.
@@ -94,25 +96,18 @@ def review(
     outputs.check(paths if baseline is None else (*paths, baseline))
     if follow:
         _follow(paths, tags)
-    reviews, baselines = review_paths(paths, tags, baseline)
+    reviews, baselines, empty = review_paths(paths, tags, baseline)
+    lost = losses(baselines + reviews) + empty
     if json_path != Path("-"):
-        _print(reviews, baselines)
-    text, written = outputs.write(reviews, baselines)
+        for table in tables(baselines + reviews):
+            console().print(table)
+    for line in lost:
+        click.echo(f"Lost: {line}", err=True)
+    text, written = outputs.write(reviews, baselines, lost)
     if text:
         click.echo(text, nl=False)
     for path in written:
         click.echo(f"Wrote {path}", err=True)
-
-
-def _print(reviews, baselines) -> None:
-    from fastvim.stability.review_table import losses, tables
-    from fastvim_cli.display import console
-
-    screen = console()
-    for table in tables(baselines + reviews):
-        screen.print(table)
-    for loss in losses(baselines + reviews):
-        click.echo(f"Lost: {loss}", err=True)
 
 
 def _follow(paths: tuple[Path, ...], tags: tuple[str, ...]) -> None:

@@ -62,6 +62,17 @@ class Log:
         """Every tag with values, in the order met."""
         return list(dict.fromkeys(tag for reader in self.readers for tag in reader.curves))
 
+    @property
+    def lost(self) -> list[str]:
+        """What could not be read of it so far, one line each."""
+        return [loss for reader in self.readers for loss in reader.lost]
+
+    @property
+    def without_values(self) -> str:
+        """That it holds no value, and what of it could not be read; empty where it holds some."""
+        reasons = f" ({'; '.join(self.lost)})" if self.lost else ""
+        return "" if self.tags else f"{self.path}: no values in it{reasons}"
+
     def length(self, tag: str) -> int:
         """How many values a tag has so far."""
         return sum(len(r.curves[tag][1]) for r in self.readers if tag in r.curves)
@@ -69,10 +80,9 @@ class Log:
     def curve(self, tag: str) -> LoggedCurve:
         """The values of a tag over all files so far."""
         parts = [reader.curves[tag] for reader in self.readers if tag in reader.curves]
-        lost = [loss for reader in self.readers for loss in reader.lost]
         steps = np.array([step for part in parts for step in part[0]], dtype=np.float64)
         values = np.array([value for part in parts for value in part[1]], dtype=np.float64)
-        return LoggedCurve(str(self.path), tag, steps, values, lost)
+        return LoggedCurve(str(self.path), tag, steps, values, self.lost)
 
 
 def find_logs(paths: Iterable[Path]) -> list[Log]:
@@ -94,32 +104,44 @@ def find_logs(paths: Iterable[Path]) -> list[Log]:
     return logs
 
 
-def read_curves(paths: Iterable[Path], tags: tuple[str, ...] = ()) -> list[LoggedCurve]:
-    """The curves to review of all logs at `paths`: those of `tags`, or every loss found.
-
-    tags: names or shell patterns. Raises UserError on a missing path, an empty or unreadable log,
-    and where no tag fits; a log found by searching a folder may lack the tag if another has it.
-    """
-    curves, empty, available = [], [], []
+def read_logs(paths: Iterable[Path]) -> list[Log]:
+    """The logs at `paths`, read to their ends. Raises UserError on a path or a log that is none."""
     logs = find_logs(paths)
     for log in logs:
         log.poll()
         log.finish()
+    return logs
+
+
+def curves_of(logs: list[Log], tags: tuple[str, ...] = ()) -> list[LoggedCurve]:
+    """The curves to review of logs that were read: those of `tags`, or every loss found.
+
+    tags: names or shell patterns. Raises UserError on an empty log, and where no tag fits; a log
+    found by searching a folder may lack the tag, or any value, if another has it.
+    """
+    curves, empty, available = [], [], []
+    for log in logs:
         chosen = tags_of(log, tags)
         curves += [log.curve(tag) for tag in chosen]
         if not chosen:
             empty.append(log)
             available += log.tags
+    if not curves and not available:
+        raise UserError("; ".join(log.without_values for log in empty))
     if not curves:
         choose_tags(sorted(set(available)), tags, ", ".join(str(log.path) for log in empty))
     return curves
 
 
+def read_curves(paths: Iterable[Path], tags: tuple[str, ...] = ()) -> list[LoggedCurve]:
+    """`curves_of` the logs at `paths`."""
+    return curves_of(read_logs(paths), tags)
+
+
 def tags_of(log: Log, tags: tuple[str, ...]) -> list[str]:
     """The tags to review of a log that was polled; none only for a log found by searching."""
     if not log.tags and not log.searched:
-        lost = "; ".join(loss for reader in log.readers for loss in reader.lost)
-        raise UserError(f"{log.path}: no values in it" + (f" ({lost})" if lost else ""))
+        raise UserError(log.without_values)
     if log.searched and not tags and not any(map(is_loss, log.tags)):
         return []
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastvim.errors import UserError, nearest
 from fastvim.files import write_atomic
-from fastvim.stability.readers import read_curves
+from fastvim.stability.readers import curves_of, read_curves, read_logs
 from fastvim.stability.review import Review, compare, review_curves, to_json
 from fastvim.stability.review_plot import FORMATS
 
@@ -47,8 +47,13 @@ class Outputs:
                 "path behind it as the file to write: put --json last to write to standard output"
             )
 
-    def write(self, reviews: list[Review], baselines: list[Review]) -> tuple[str, list[Path]]:
-        """Write the files; the text for standard output and the paths written."""
+    def write(
+        self, reviews: list[Review], baselines: list[Review], lost: list[str]
+    ) -> tuple[str, list[Path]]:
+        """Write the files; the text for standard output and the paths written.
+
+        lost: what could not be read of the logs, for the page.
+        """
         written = []
         everything = baselines + reviews
         text = to_json(everything) if self.json == STANDARD_OUTPUT else ""
@@ -63,7 +68,7 @@ class Outputs:
         if self.html is not None:
             from fastvim.stability.review_page import page
 
-            write_atomic(self.html, page(everything, baselines))
+            write_atomic(self.html, page(everything, baselines, lost))
             written.append(self.html)
         if self.tensorboard is not None:
             from fastvim.stability.overlay import write_overlay
@@ -88,15 +93,17 @@ def _replaceable(path: Path) -> bool:
 
 def review_paths(
     paths: Iterable[Path], tags: tuple[str, ...] = (), baseline: Path | None = None
-) -> tuple[list[Review], list[Review]]:
-    """The reviews of all logs at `paths`, and of the baseline, which is not among the first.
+) -> tuple[list[Review], list[Review], list[str]]:
+    """The reviews of all logs at `paths`, and of the baseline, which is not among the first; and
+    of logs found in a folder without a value what is to be said of them.
 
     Raises UserError as reading does.
     """
     baselines = review_curves(read_curves([baseline], tags)) if baseline is not None else []
     known = {entry.curve.path for entry in baselines}
-    curves = [curve for curve in read_curves(paths, tags) if curve.path not in known]
+    logs = read_logs(paths)
+    curves = [curve for curve in curves_of(logs, tags) if curve.path not in known]
     reviews = review_curves(curves)
     if baselines:
         compare(reviews, baselines)
-    return reviews, baselines
+    return reviews, baselines, [log.without_values for log in logs if log.without_values]

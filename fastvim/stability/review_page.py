@@ -16,7 +16,6 @@ from fastvim.stability.review import Review
 from fastvim.stability.review_table import (
     comparison_cells,
     label,
-    losses,
     number,
     steps,
     words,
@@ -59,7 +58,7 @@ svg { width: 100%; max-width: 48rem; height: auto; }
 <body>
 <h1>Loss spikes</h1>
 <p>{{ summary }}</p>
-{% for loss in losses %}<p class="lost">Lost: {{ loss }}</p>
+{% for line in lost %}<p class="lost">Lost: {{ line }}</p>
 {% endfor %}
 <div class="scroll"><table>
 <tr><th class="text">log</th><th>values</th><th class="text">episodes</th><th>spike score</th>
@@ -95,15 +94,15 @@ the 1,000 before (arXiv 2501.00656)</dd>
 """
 
 
-def page(reviews: list[Review], baselines: list[Review]) -> str:
-    """The page; it loads nothing from anywhere."""
+def page(reviews: list[Review], baselines: list[Review], lost: list[str]) -> str:
+    """The page; it loads nothing from anywhere. lost: what could not be read of the logs."""
     compared = any(entry.comparison for entry in reviews)
     episodes = sum(len(entry.episodes) for entry in reviews)
     template = Environment(autoescape=True).from_string(PAGE)
     return template.render(
         title=", ".join(dict.fromkeys(entry.curve.path for entry in reviews)),
         summary=f"{episodes} episode(s) in {len(reviews)} curve(s).",
-        losses=losses(reviews),
+        lost=lost,
         runs=[_run(entry, reviews, baselines) for entry in reviews],
         compared=compared,
         colours=review_plot.COLOURS,

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -12,6 +13,7 @@ from fastvim.errors import UserError
 from fastvim.stability.curves import is_loss
 from fastvim.stability.follow import Follower
 from fastvim.stability.readers import read_curves
+from fastvim_cli.main import main
 
 
 def write_events(path, points):
@@ -219,3 +221,18 @@ def test_missing_paths(tmp_path):
     (tmp_path / "empty" / "a.csv").write_text("step,acc,lr\n1,2,3\n")
     with pytest.raises(UserError, match="--tag from: acc, lr"):
         read_curves([tmp_path / "empty"])
+
+
+def test_a_damaged_log_in_a_folder_is_named_beside_the_others(tmp_path):
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/log.csv").write_text("step,loss\n1,2\n")
+    (tmp_path / "bad").mkdir()
+    damaged = tmp_path / "bad/events.out.tfevents.1.h"
+    damaged.write_bytes(b"x" * 100)
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(main, ["logs", "review", str(tmp_path), "--html", str(page)])
+    said = f"{tmp_path}/bad: no values in it ({damaged.name}: 100 bytes skipped"
+    assert result.exit_code == 0, result.output
+    assert f"Lost: {said}" in result.stderr and f"Lost: {said}" in page.read_text()
+    with pytest.raises(UserError, match=r"no values in it .*100 bytes skipped"):
+        read_curves([tmp_path / "bad"])
