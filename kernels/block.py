@@ -20,6 +20,7 @@ from fastvim.kernels.block_schema import (
     as_arguments,
     as_blocks,
     as_ran,
+    check_block,
 )
 from fastvim.kernels.direct import is_watched
 from fastvim.kernels.operator import like, scatter_back
@@ -48,8 +49,10 @@ def residual_blocks(
     """Tokens (B, L, d_model) after one block after the other.
 
     `observer` is called with each block's place, what it kept, and its output; what is kept
-    carries no gradient.
+    carries no gradient. Raises ValueError for shapes, dtypes and devices that do not fit.
     """
+    for block in blocks:
+        check_block(x, block)
     tensors = [tensor for block in blocks for tensor in block.tensors()]
     learns = _first_that_learns(x, blocks)
     first = learns if observer is None else 0

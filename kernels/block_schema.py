@@ -8,6 +8,7 @@ from torch import Tensor
 from fastvim.kernels.mixer_schema import SETTINGS, TABLES, WEIGHTS
 from fastvim.kernels.operator import scatter_back
 from fastvim.kernels.reference import MixerWeights, ScanLayout
+from fastvim.kernels.shapes import check_mixer, check_tensors
 
 # Of a block's tensors the first have gradients, then come tables.
 DIFFERENTIATED = 3 + WEIGHTS
@@ -33,6 +34,22 @@ class BlockArguments(NamedTuple):
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> "BlockArguments":
         """The same block with others, in the order of `tensors`."""
         return _block(tensors, self.layout.n_steps, self.settings, self.norm_eps)
+
+
+def check_block(x: Tensor, block: BlockArguments) -> None:
+    """ValueError where a block does not fit its tokens x (B, L, d_model), dtypes too."""
+    check_mixer(x, block.weights, block.layout)
+    width, channels = x.shape[2], block.weights.A.shape[1]
+    own = (
+        ("norm_weight", block.norm_weight, ((width,),)),
+        ("in_proj", block.in_proj, ((2 * channels, width),)),
+        ("out_proj", block.out_proj, ((width, channels),)),
+    )
+    check_tensors(x.device, own)
+    for place, tensor in enumerate(block.tensors()[:DIFFERENTIATED]):
+        if tensor is not None and tensor.dtype != x.dtype:
+            name = (*block._fields[:3], *MixerWeights._fields)[place]
+            raise ValueError(f"{name} is {tensor.dtype}, but the tokens are {x.dtype}")
 
 
 class Kept(NamedTuple):

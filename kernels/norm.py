@@ -11,6 +11,7 @@ from torch import Tensor
 from fastvim.kernels import backends, calls
 from fastvim.kernels.direct import operator
 from fastvim.kernels.native import NormCall
+from fastvim.kernels.shapes import check_tensors
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -18,8 +19,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Raises ValueError where the weight does not fit.
     """
-    if weight.shape != x.shape[-1:]:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {x.shape[-1:]}")
+    check_tensors(x.device, [("weight", weight, (tuple(x.shape[-1:]),))])
     if weight.dtype != x.dtype or backends.choose(x.device.type, x.dtype) != "cpu":
         return F.rms_norm(x, weight.shape, weight, eps)
     return _rms_norm(x, weight, eps)[0]

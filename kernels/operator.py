@@ -16,6 +16,7 @@ from fastvim.kernels import backends
 from fastvim.kernels.direct import operator
 from fastvim.kernels.mixer_schema import MIXER, TABLES, WEIGHTS, take_apart
 from fastvim.kernels.reference import MixerWeights, ScanLayout
+from fastvim.kernels.shapes import check_mixer, check_scan
 
 
 def selective_scan(
@@ -34,9 +35,9 @@ def selective_scan(
 
     `u`, `delta`, `z` are (B, D, L); A (D, N) real; B and C are (D, N), (B, N, L) or (B, G, N, L);
     D and `delta_bias` (D,). Returns y (B, D, L), and the last state (B, D, N) if asked.
-    Raises ValueError for shapes that do not fit. Source: arXiv 2312.00752, equation 2.
+    Raises ValueError for shapes and devices that do not fit. Source: arXiv 2312.00752, equation 2.
     """
-    _check_scan(u, delta, A, B, C, D, z, delta_bias)
+    check_scan(u, delta, A, B, C, D, z, delta_bias)
     backend = backends.choose(u.device.type, u.dtype)
     y, state = _selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
     return (y, state) if return_last_state else y
@@ -53,31 +54,6 @@ def _no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
     if torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
-
-
-def _check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
-    if u.dim() != 3 or A.dim() != 2:
-        raise ValueError(f"u is {tuple(u.shape)} and A {tuple(A.shape)}; they must be 3-d and 2-d")
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    if A.is_complex():
-        raise ValueError("A is complex; only real state matrices are implemented")
-    expected = {
-        "delta": (delta, [(batch, channels, length)]),
-        "A": (A, [(channels, states)]),
-        "D": (D, [(channels,)]),
-        "z": (z, [(batch, channels, length)]),
-        "delta_bias": (delta_bias, [(channels,)]),
-    }
-    for name, matrix in (("B", B), ("C", C)):
-        shapes = [(channels, states), (batch, states, length)]
-        if matrix.dim() == 4 and matrix.shape[1] and channels % matrix.shape[1] == 0:
-            shapes.append((batch, matrix.shape[1], states, length))
-        expected[name] = (matrix, shapes)
-    for name, (tensor, shapes) in expected.items():
-        if tensor is not None and tuple(tensor.shape) not in shapes:
-            allowed = " or ".join(str(shape) for shape in shapes)
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {allowed}")
 
 
 @operator("fastvim::selective_scan")
@@ -181,7 +157,7 @@ def pooled_mixer(
 
     xz (B, L, 2 D) to (B, L, D), and the pooled and scanned steps (2, B, S, D), which carry no
     gradient. `pooling` is mean, max or sum, `merge` mean or sum.
-    Raises ValueError for another choice or for shapes that do not fit.
+    Raises ValueError for another choice, and for shapes and devices that do not fit.
     """
     if pooling not in ("mean", "max", "sum"):
         raise ValueError(f"pooling is {pooling!r}; it must be mean, max or sum")
@@ -191,15 +167,7 @@ def pooled_mixer(
         raise ValueError(
             f"xz has shape {tuple(xz.shape)}; it must be (B, L, {2 * weights.A.shape[1]})"
         )
-    if layout.steps is None and layout.reverse_steps is not None:
-        raise ValueError("layout: reverse_steps without steps")
-    for name in ("order", "steps", "reverse_steps"):
-        table = getattr(layout, name)
-        if table is not None and table.shape not in ((xz.shape[1],), (xz.shape[0], xz.shape[1])):
-            raise ValueError(
-                f"layout: {name} has shape {tuple(table.shape)}; "
-                f"it must be ({xz.shape[1]},) or ({xz.shape[0]}, {xz.shape[1]})"
-            )
+    check_mixer(xz, weights, layout)
     backend = backends.choose(xz.device.type, xz.dtype)
     return _pooled_mixer(
         xz, *weights, *layout, pooling, float(scale), merge, gate, float(eps), backend
