@@ -45,7 +45,7 @@ def backward(grad_y: Tensor, ran: list[Ran]) -> tuple[Tensor, list[list[Tensor |
 
     `ran` is emptied from its end: what a block kept goes before the next one's gradients come.
     """
-    given = grad_y = grad_y.contiguous()
+    given = grad_y = grad_y.resolve_neg().contiguous()
     for place, (x, block, kept) in enumerate(ran):
         ran[place] = Ran(x.contiguous(), _contiguous(block), kept)
     prepared = [_block_gradients(one) for one in reversed(ran)]

@@ -12,14 +12,21 @@ from torch import Tensor
 
 
 def is_watched(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether anything is to see operators: compilers, tracers, modes, transforms, subclasses."""
+    """Whether anything is to see operators: compilers, tracers, modes, transforms, subclasses.
+
+    Of a tensor whose sign is yet to be turned, as of `torch.imag` of a conjugate, the dispatcher
+    makes one whose memory says what it is.
+    """
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._are_functorch_transforms_active()
-        or any(type(t) not in (Tensor, torch.nn.Parameter, type(None)) for t in tensors)
+        or any(
+            t is not None and (type(t) not in (Tensor, torch.nn.Parameter) or t.is_neg())
+            for t in tensors
+        )
     )
 
 

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastvim.kernels import selective_scan
 from fastvim.kernels.norm import rms_norm
+from fastvim.models import create_model
 
 pytestmark = needs_cpu_backend
 
@@ -58,3 +59,27 @@ def test_another_default_device_changes_nothing():
     with torch.device("meta"):
         assert rms_norm(x, weight, 1e-5).device.type == "cpu"
         assert torch.equal(scan(*given), expected)
+
+
+def negated(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, in memory of the other sign, as PyTorch makes them of conjugates' parts."""
+    lazy = torch._neg_view(-tensor)
+    assert lazy.is_neg() and torch.equal(lazy, tensor)
+    return lazy
+
+
+def test_signs_that_are_yet_to_be_turned():
+    given = tensors()
+    assert torch.equal(scan(*map(negated, given)), scan(*given))
+    x, weight = torch.randn(3, 8), torch.randn(8)
+    assert torch.equal(rms_norm(negated(x), weight, 1e-5), rms_norm(x, weight, 1e-5))
+
+
+def test_gradients_whose_signs_are_yet_to_be_turned():
+    tokens, model = torch.randn(2, 1, 28, 28), create_model("fastvim_femto", image_size=28)
+    y = model.forward_features(tokens)
+    grad_y, weights = torch.randn_like(y), list(model.parameters())
+    expected = torch.autograd.grad(y, weights, grad_y, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(y, weights, negated(grad_y), allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        assert one is other is None or torch.equal(one, other)
