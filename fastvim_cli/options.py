@@ -1,6 +1,5 @@
 """Arguments and options that several commands share, with their shell completion."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +66,7 @@ class Minutes(click.FloatRange):
 
     def convert(self, value, param, ctx) -> float:
         minutes = super().convert(value, param, ctx)
-        if math.isnan(minutes):  # It is on neither side of a bound.
+        if minutes != minutes:  # nan is on neither side of a bound.
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return minutes
 
