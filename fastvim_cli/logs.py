@@ -99,8 +99,7 @@ def review(
     reviews, baselines, empty = review_paths(paths, tags, baseline)
     lost = losses(baselines + reviews) + empty
     if json_path != Path("-"):
-        for table in tables(baselines + reviews):
-            console().print(table)
+        console().print(*tables(baselines + reviews))
     for line in lost:
         click.echo(f"Lost: {line}", err=True)
     text, written = outputs.write(reviews, baselines, lost)

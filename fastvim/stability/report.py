@@ -106,4 +106,4 @@ def review_paths(
     reviews = review_curves(curves)
     if baselines:
         compare(reviews, baselines)
-    return reviews, baselines, [log.without_values for log in logs if log.without_values]
+    return reviews, baselines, [said for log in logs if (said := log.without_values)]
