@@ -42,12 +42,14 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     """Measure speed, memory and FLOPs over image sizes, Vim beside FastVim.
 
     Times are medians over interleaved repeats, with quartiles. Writes profile.md, .csv, .json
-    and plots after each size; Ctrl-C keeps the sizes that are done, and the same command goes on.
+    and plots after each size; Ctrl-C keeps the sizes that are done. The same command goes on with
+    those that are left, and with what the budget had no time for.
     Exit code 2 for bad input, 130 after Ctrl-C.
     """
     from fastvim.experiments.runner import Stopped, StopRequest
     from fastvim.files import make_folder
     from fastvim.profiling import machine
+    from fastvim.profiling.measurement import with_size
     from fastvim.profiling.models import check
     from fastvim.profiling.study import Study
     from fastvim.reports import profile, profile_tables
@@ -66,12 +68,10 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     output = output or Path("results/profile")
     make_folder(output)
     found = profile.read_unfinished(output, environment, settings)
-    done = {m.resolution for m in found if m.seconds}
-    found = [m for m in found if m.resolution in done]
+    left = _unfinished(found, sizes)
     screen = console(stderr=True)
-    if done:
-        screen.print(f"{output}: goes on after {', '.join(map(str, sorted(done)))} pixels")
-    left = [resolution for resolution in sizes if resolution not in done]
+    if done := [str(size) for size in sizes if size not in left]:
+        screen.print(f"{output}: goes on after {', '.join(done)} pixels")
     paths, compared, complete = [], [], not left
     stop = StopRequest()
 
@@ -82,17 +82,19 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
         with stop.listening(notify), screen.status("building the models") as status:
             study = Study(names, device, chosen, batch, repeats, minutes, status.update, stop)
             for part in study.measure(left, found):
-                found += part
-                done |= {m.resolution for m in part if m.seconds}
+                found = with_size(found, part)
+                missing = _unfinished(found, sizes)
                 compared = profile_tables.claims(found, fast, vim, fast + PLAIN)
-                complete = len(done) == len(sizes)
+                complete = not missing
                 paths = profile.write(found, compared, environment, settings, complete, output)
-                screen.print(f"{part[0].resolution} pixels done ({len(done)} of {len(sizes)})")
+                size = part[0].resolution
+                how = "not all done, for want of time" if size in missing else "done"
+                screen.print(f"{size} pixels {how} ({len(sizes) - len(missing)} of {len(sizes)})")
         if not complete:
-            screen.print("not all sizes could be measured: the same command goes on with them")
+            screen.print("not all could be measured in this time: the same command goes on with it")
     except Stopped:
-        kept = f"Stopped; the sizes done are in {output}." if done else "Stopped; no size was done."
-        screen.print(f"{kept} To go on: {this_command()}", markup=False, soft_wrap=True)
+        kept = f"the sizes done are in {output}" if found else "no size was done"
+        screen.print(f"Stopped; {kept}. To go on: {this_command()}", markup=False, soft_wrap=True)
         sys.exit(stop.exit_code)
     _show(found, compared, environment)
     for path in paths:
@@ -122,6 +124,12 @@ def _sizes(text: str) -> list[int]:
     if not sizes or sizes[0] < 1:
         raise UserError(f"--resolutions: {text!r} is not a list of pixels, such as 224,512")
     return sizes
+
+
+def _unfinished(found, sizes: list[int]) -> list[int]:
+    """The sizes that are yet to be measured, or for a part of which there was no time."""
+    whole = {m.resolution for m in found} - {m.resolution for m in found if m.lacked_time}
+    return [size for size in sizes if size not in whole]
 
 
 def _show(found, compared, environment) -> None:

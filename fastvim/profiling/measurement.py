@@ -1,10 +1,12 @@
 """What the resolution study measures of one model at one image size."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from fastvim.profiling.timing import Timing
 
 MODES = ("forward", "training", "graph")
+NO_TIME = "no time left in the budget"
 
 
 @dataclass
@@ -62,6 +64,25 @@ class Measurement:
             }
         return cls(**known)
 
+    @property
+    def lacked_time(self) -> bool:
+        """Whether the budget ended before all of it was measured."""
+        return NO_TIME in (self.problem or "")
+
     def add_problem(self, problem: str) -> None:
         """One more thing that could not be measured."""
         self.problem = f"{self.problem}; {problem}" if self.problem else problem
+
+
+def with_size(found: Sequence[Measurement], part: list[Measurement]) -> list[Measurement]:
+    """`found` with `part`, all models of one size, in place of what was found at that size before.
+
+    As it was, if now there was no time for any of it: rows of a size are comparable because they
+    were measured together.
+    """
+    resolution = part[0].resolution
+    before = [m for m in found if m.resolution == resolution]
+    if before and not any(m.seconds for m in part):
+        return list(found)
+    others = [m for m in found if m.resolution != resolution]
+    return sorted(others + part, key=lambda m: m.resolution)

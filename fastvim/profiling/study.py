@@ -13,9 +13,10 @@ from fastvim.errors import UserError
 from fastvim.experiments.runner import Stopped
 from fastvim.models.backbone import VisionMamba
 from fastvim.profiling import models
+from fastvim.profiling.budget import PARTS, Budget, expected_seconds
 from fastvim.profiling.flops import own_gflops
 from fastvim.profiling.machine import clock_mhz
-from fastvim.profiling.measurement import Measurement
+from fastvim.profiling.measurement import NO_TIME, Measurement, with_size
 from fastvim.profiling.memory import (
     available_memory,
     is_out_of_memory,
@@ -25,8 +26,6 @@ from fastvim.profiling.memory import (
 from fastvim.profiling.stages import block_stages, cycle
 from fastvim.profiling.timing import captured, interleaved
 from fastvim.training.costs import count_gflops, count_parameters
-
-NO_TIME = "no time left in the budget"
 
 
 @dataclass
@@ -48,23 +47,20 @@ class Study:
         """Measure every model at every size; yields the measurements of a size when it is done.
 
         The models of a size are timed in turn, round by round. `minutes` is the budget of the
-        whole: larger sizes get fewer rounds. Those for which no time is left (judged by those
-        `before`), and those that do not fit in memory, say so in `problem`.
+        whole: larger sizes get fewer rounds. What would take longer than is left, judged by the
+        sizes before (those `before` too), and what does not fit in memory, say so in `problem`.
         """
-        self._end = time.monotonic() + 60 * self.minutes
+        self._budget = Budget(self.minutes)
         known = list(before)
         # By the side, not by the pixels: small sizes get all their rounds.
         left = sum(resolutions)
         for resolution in resolutions:
             share = resolution / left
             left -= resolution
-            found = self._measure_size(resolution, known, max(0.0, self._left()) * share)
-            known += found
+            found = self._measure_size(resolution, known, max(0.0, self._budget.left()) * share)
+            known = with_size(known, found)
             yield found
             _release(self.device)
-
-    def _left(self) -> float:
-        return self._end - time.monotonic()
 
     def _stop_if_asked(self) -> None:
         # Asked, not told by an exception: one that comes in a callback of gc.collect is lost.
@@ -73,65 +69,90 @@ class Study:
 
     def _say(self, message: str) -> None:
         self._stop_if_asked()
-        self.report(f"{message}, {max(0.0, self._left()) / 60:.1f} min of the budget left")
+        left = max(0.0, self._budget.left()) / 60
+        self.report(f"{message}, {left:.1f} min of the budget left")
 
     def _measure_size(self, resolution, known, seconds: float) -> list[Measurement]:
         begin, batch = time.monotonic(), self.batch or default_batch(resolution)
-        rows, calls, built = [], {}, {}
-        for name in self.names:
-            row = Measurement(name, resolution, batch)
-            rows.append(row)
-            if self._left() <= 0:
-                row.problem = NO_TIME
-                continue
-            self._say(f"{name} at {resolution} pixels: memory and FLOPs")
-            with _problems_of(row, "model"):
-                model = built[name] = models.build(name, resolution, self.device)
-                _describe(row, model)
-                row.own_gflops = own_gflops(model, resolution)
-            if row.problem is None:
-                self._prepare(row, model, known, calls)
-            _release(self.device)
-        self._time(rows, calls, begin + 0.8 * seconds)
-        for row in rows:
-            if isinstance(built.get(row.model), VisionMamba) and row.seconds:
-                self._say(f"{row.model} at {resolution} pixels: parts of a block")
-                with _problems_of(row, "parts of a block"):
-                    self._take_apart(row, built[row.model], seconds * 0.1)
+        rows = [Measurement(name, resolution, batch) for name in self.names]
+        built = {row.model: self._build(row) for row in rows}
+        present = [row for row in rows if row.problem is None]
+        calls = {}
+        # All models in one mode, then in the next: where time runs out, what is left compares.
+        for mode in self.modes:
+            for row in present:
+                self._say(f"{mode} at {resolution} pixels: memory of {row.model}")
+                with _problems_of(row, mode):
+                    self._first_call(row, built[row.model], mode, known, calls)
+                built[row.model].zero_grad(set_to_none=True)
+                _release(self.device)
+        for row in present:
+            if any(name == row.model for name, _ in calls):
+                self._count_operations(row, built[row.model], known)
+        self._time(present, calls, begin + 0.8 * seconds)
+        for row in present:
+            self._take_apart(row, built[row.model], known, seconds * 0.1)
         return rows
 
-    def _prepare(self, row: Measurement, model: nn.Module, known, calls: dict) -> None:
-        """Add the calls to time of this model; each runs once, for its memory and to be warm."""
+    def _build(self, row: Measurement) -> nn.Module | None:
+        """The model, described in its row; None where that says why there is none."""
+        if self._budget.left() <= 0:
+            row.problem = NO_TIME
+            return None
+        self._say(f"{row.model} at {row.resolution} pixels: building")
+        model = None
+        with _problems_of(row, "model"):
+            model = models.build(row.model, row.resolution, self.device)
+            _describe(row, model)
+            row.own_gflops = own_gflops(model, row.resolution)
+        return model
+
+    def _first_call(self, row: Measurement, model: nn.Module, mode: str, known, calls) -> None:
+        """Add the call to time of this model; it runs once, for its memory and to be warm."""
         shape = (row.batch, models.channels(model), row.resolution, row.resolution)
-        for mode in self.modes:
-            step = training_step if mode == "training" else forward
-            if _least_seconds(row, mode, known) > self._left():
-                row.add_problem(f"{NO_TIME} ({mode})")
-                continue
-            with _problems_of(row, mode):
-                needed = predicted_memory(model, shape, step)
-                if needed > available_memory(self.device):
-                    row.add_problem(f"out of memory ({mode}: needs {needed / 1e9:.1f} GB)")
-                    continue
-                images = torch.randn(shape, device=self.device)
+        step = training_step if mode == "training" else forward
+        # To be warm, and to be timed.
+        if 2 * expected_seconds(row, mode, known) > self._budget.free():
+            row.add_problem(f"{NO_TIME} ({mode})")
+            return
+        needed = predicted_memory(model, shape, step)
+        if needed > available_memory(self.device):
+            row.add_problem(f"out of memory ({mode}: needs {needed / 1e9:.1f} GB)")
+            return
+        images = torch.randn(shape, device=self.device)
 
-                def call(step=step, images=images) -> None:
-                    step(model, images)
+        def call() -> None:
+            step(model, images)
 
-                peak = measured_memory(call, model, images)
-                row.peak_memory_mb[mode] = peak / 1e6
-                calls[row.model, mode] = captured(call, self.device) if mode == "graph" else call
-            model.zero_grad(set_to_none=True)
-        if any(name == row.model for name, _ in calls):
-            with _problems_of(row, "FLOPs"):
-                row.gflops = count_gflops(model, torch.zeros(1, *shape[1:], device=self.device))
+        begin = time.monotonic()
+        row.peak_memory_mb[mode] = measured_memory(call, model, images) / 1e6
+        took = time.monotonic() - begin
+        calls[row.model, mode] = captured(call, self.device) if mode == "graph" else call
+        self._budget.keep((row.model, mode), took)
+        if _parts_seconds(row, known) <= self._budget.free():
+            self._budget.keep((row.model, PARTS), _parts_seconds(row, known))
+
+    def _count_operations(self, row: Measurement, model: nn.Module, known) -> None:
+        """FLOPs by fvcore, which computes a forward pass of one image."""
+        if expected_seconds(row, "forward", known) / row.batch > self._budget.free():
+            row.add_problem(f"{NO_TIME} (FLOPs)")
+            return
+        self._say(f"{row.model} at {row.resolution} pixels: FLOPs")
+        image = torch.zeros(
+            1, models.channels(model), row.resolution, row.resolution, device=self.device
+        )
+        with _problems_of(row, "FLOPs"):
+            row.gflops = count_gflops(model, image)
 
     def _time(self, rows: list[Measurement], calls: dict, end: float) -> None:
         """Time the calls, mode by mode, until `end` by the monotonic clock."""
         for position, mode in enumerate(self.modes):
             mine = {name: call for (name, m), call in calls.items() if m == mode}
-            left = (end - time.monotonic()) / (len(self.modes) - position)
-            self._time_mode(mode, [row for row in rows if row.model in mine], mine, left)
+            for name in mine:
+                self._budget.release((name, mode))
+            share = (end - time.monotonic()) / (len(self.modes) - position)
+            timed = [row for row in rows if row.model in mine]
+            self._time_mode(mode, timed, mine, min(share, self._budget.free()))
 
     def _time_mode(self, mode: str, rows: list[Measurement], calls: dict, seconds: float) -> None:
         """Interleave the models; without those that now find no memory."""
@@ -174,14 +195,23 @@ class Study:
 
         return run
 
-    def _take_apart(self, row: Measurement, model: VisionMamba, seconds: float) -> None:
-        stages = block_stages(model, row.batch)
-        if self.device.type == "cuda":
-            # A part is shorter than its launches from Python.
-            stages = {name: captured(call, self.device) for name, call in stages.items()}
-        calls = {name: self._followed(name, call) for name, call in stages.items()}
-        row.stages = interleaved(calls, self.device, repeats=self.repeats, seconds=seconds)
-        row.scan_seconds = row.stages["scan"].median * model.config.depth / cycle(model)
+    def _take_apart(self, row: Measurement, model: nn.Module, known, seconds: float) -> None:
+        """Time the parts of the blocks of a model that has them and was measured."""
+        self._budget.release((row.model, PARTS))
+        if not isinstance(model, VisionMamba) or not row.seconds:
+            return
+        if _parts_seconds(row, known) > self._budget.free():
+            row.add_problem(f"{NO_TIME} ({PARTS})")
+            return
+        self._say(f"{row.model} at {row.resolution} pixels: {PARTS}")
+        with _problems_of(row, PARTS):
+            stages = block_stages(model, row.batch)
+            if self.device.type == "cuda":
+                # A part is shorter than its launches from Python.
+                stages = {name: captured(call, self.device) for name, call in stages.items()}
+            calls = {name: self._followed(name, call) for name, call in stages.items()}
+            row.stages = interleaved(calls, self.device, repeats=self.repeats, seconds=seconds)
+            row.scan_seconds = row.stages["scan"].median * model.config.depth / cycle(model)
 
 
 @contextmanager
@@ -216,17 +246,9 @@ def training_step(model: nn.Module, images: Tensor) -> None:
     model(images).float().logsumexp(dim=-1).mean().backward()
 
 
-def _least_seconds(row: Measurement, mode: str, known: Sequence[Measurement]) -> float:
-    """The least that measuring takes, a warm call and a timed one, judged by a smaller size.
-
-    Time grows at least with the pixels. 0 where there was no smaller size.
-    """
-    smaller = [m for m in known if m.model == row.model and mode in m.seconds]
-    if not smaller:
-        return 0.0
-    last = max(smaller, key=lambda m: m.resolution)
-    pixels = row.batch * row.resolution**2 / (last.batch * last.resolution**2)
-    return 2 * pixels * last.seconds[mode].median
+def _parts_seconds(row: Measurement, known: Sequence[Measurement]) -> float:
+    """The least that the parts of a block take: to make their inputs, to be warm, to be timed."""
+    return 3 * expected_seconds(row, PARTS, known)
 
 
 def _describe(row: Measurement, model: nn.Module) -> None:

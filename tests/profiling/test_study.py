@@ -1,6 +1,7 @@
 """The resolution study measures what it says; nothing here depends on how long it took."""
 
 import csv
+import dataclasses
 import json
 import signal
 import subprocess
@@ -15,10 +16,11 @@ from fastvim.errors import UserError
 from fastvim.models import create_model
 from fastvim.profiling import machine, stages
 from fastvim.profiling.flops import own_gflops
+from fastvim.profiling.measurement import NO_TIME
 from fastvim.profiling.memory import is_out_of_memory, measured_memory, predicted_memory
 from fastvim.profiling.models import build, check
 from fastvim.profiling.stages import block_stages
-from fastvim.profiling.study import NO_TIME, Study, default_batch, forward, training_step
+from fastvim.profiling.study import Study, default_batch, forward, training_step
 from fastvim.profiling.timing import interleaved
 from fastvim.reports import profile, profile_tables
 from fastvim.training.costs import count_gflops
@@ -229,6 +231,31 @@ def test_sizes_that_had_no_time_are_measured_by_the_same_command(tmp_path):
     assert result.exit_code == 0 and NO_TIME not in result.output, result.output
     stored = json.loads((tmp_path / "profile.json").read_text())
     assert stored["complete"] and all(m["seconds"] for m in stored["measurements"])
+
+
+def test_a_size_that_was_measured_in_part_is_measured_again(measurements, tmp_path):
+    vim = dataclasses.replace(measurements[3], seconds={}, problem=None)
+    vim.seconds["forward"] = measurements[3].seconds["forward"]
+    vim.add_problem(f"{NO_TIME} (training)")
+    before = [*measurements[:3], vim, *measurements[4:]]
+    settings = {"models": MODELS, "modes": ["forward", "training"], "batch": 2, "repeats": 2}
+    settings["resolutions"] = [28, 56]
+    environment = machine.describe(torch.device("cpu"))
+    profile.write(before, [], environment, settings, False, tmp_path)
+
+    command = [*COMMAND, "--resolutions", "28,56", "--output", str(tmp_path), "--minutes"]
+    result = CliRunner().invoke(main, [*command, "1e-9"])
+    assert "56 pixels not all done, for want of time (1 of 2)" in result.output, result.output
+    stored = json.loads((tmp_path / "profile.json").read_text())
+    assert stored["measurements"] == json.loads(json.dumps([m.to_dict() for m in before]))
+    result = CliRunner().invoke(main, [*command, "5"])
+    assert "goes on after 28 pixels" in result.output, result.output
+    assert "56 pixels done (2 of 2)" in result.output, result.output
+    again = json.loads((tmp_path / "profile.json").read_text())
+    assert again["complete"] and again["measurements"][:3] == stored["measurements"][:3]
+    for old, new in zip(stored["measurements"][3:], again["measurements"][3:], strict=True):
+        assert (new["model"], new["resolution"]) == (old["model"], 56)
+        assert set(new["seconds"]) == {"forward", "training"} and new["seconds"] != old["seconds"]
 
 
 @pytest.mark.parametrize(
