@@ -103,12 +103,15 @@ def _mamba_ssm_reason() -> str | None:
     return _triton_reason()
 
 
-# torch.compile takes the answer as it is when it traces: of a cache it would warn, and trace what
-# lies behind it.
-@torch.compiler.assume_constant_result
 def _reason(name: str) -> str | None:
     """Why a backend for CUDA devices cannot run here; None if it can."""
     return _triton_reason() if name == "triton" else _mamba_ssm_reason()
+
+
+# torch.compile takes the answer as it is when it traces: of a cache it would warn, and trace what
+# lies behind it. torch.compiler.assume_constant_result sets this too, but first imports the whole
+# compiler, for as long as torch itself.
+_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require(name: str, origin: str = ENVIRONMENT_VARIABLE) -> None:

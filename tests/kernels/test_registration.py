@@ -42,8 +42,15 @@ def test_opcheck_mixer(backend, kind):
     torch.library.opcheck(torch.ops.fastvim.pooled_mixer, (*tensors, *settings))
 
 
+def test_importing_the_operators_does_not_import_the_compiler():
+    """It takes as long as torch itself, and most commands do not compile."""
+    code = "import sys, fastvim.kernels; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 @pytest.mark.slow
 @needs_cpu_backend
+@pytest.mark.filterwarnings("error:.*cache:UserWarning")
 def test_compile():
     xz, weights = mixer_inputs(dtype=torch.float32)
     columns = layout("columns", 3, 4, 2)
