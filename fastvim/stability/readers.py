@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,26 +30,31 @@ Reader = EventReader | TextReader | DocumentReader
 class Log:
     """A run's log: the files that make it up, in the order they were written, with readers.
 
-    `searched` says that it was found in a folder, not named, so it may hold no loss.
+    `searched` says that it was found in a folder, not named, so it may hold no loss; `unread` of
+    such a log why files of it could not be read at all.
     """
 
     path: Path
     readers: list[Reader]
     searched: bool = False
+    unread: list[str] = field(default_factory=list)
 
     def poll(self, patient: bool = False) -> None:
         """Read what was added to every file; a `patient` one waits for a JSON file half written.
 
-        Raises UserError.
+        Raises UserError where a file cannot be read, but for a log that was found by searching.
         """
+        self.unread = []
         for reader in self.readers:
             try:
                 reader.poll()
             except OSError as error:
-                raise UserError(f"cannot read {reader.path}: {error.strerror}") from error
+                self.unread.append(f"cannot read {reader.path}: {error.strerror}")
             except ValueError as error:
                 if not patient:
-                    raise UserError(f"{reader.path} is not JSON: {error}") from error
+                    self.unread.append(f"{reader.path} is not JSON: {error}")
+        if self.unread and not self.searched:
+            raise UserError("; ".join(self.unread))
 
     def finish(self) -> None:
         """The log is over: take last lines without an end."""
@@ -65,7 +70,7 @@ class Log:
     @property
     def lost(self) -> list[str]:
         """What could not be read of it so far, one line each."""
-        return [loss for reader in self.readers for loss in reader.lost]
+        return self.unread + [loss for reader in self.readers for loss in reader.lost]
 
     @property
     def without_values(self) -> str:

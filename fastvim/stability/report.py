@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastvim.errors import UserError, nearest
 from fastvim.files import write_atomic
-from fastvim.stability.readers import curves_of, read_curves, read_logs
+from fastvim.stability.readers import curves_of, read_logs
 from fastvim.stability.review import Review, compare, review_curves, to_json
 from fastvim.stability.review_plot import FORMATS
 
@@ -95,15 +95,17 @@ def review_paths(
     paths: Iterable[Path], tags: tuple[str, ...] = (), baseline: Path | None = None
 ) -> tuple[list[Review], list[Review], list[str]]:
     """The reviews of all logs at `paths`, and of the baseline, which is not among the first; and
-    of logs found in a folder without a value what is to be said of them.
+    of logs found in a folder without a value, or that could not be read, what is to be said.
 
     Raises UserError as reading does.
     """
-    baselines = review_curves(read_curves([baseline], tags)) if baseline is not None else []
+    base_logs = [] if baseline is None else read_logs([baseline])
+    baselines = review_curves(curves_of(base_logs, tags)) if base_logs else []
     known = {entry.curve.path for entry in baselines}
     logs = read_logs(paths)
     curves = [curve for curve in curves_of(logs, tags) if curve.path not in known]
     reviews = review_curves(curves)
     if baselines:
         compare(reviews, baselines)
-    return reviews, baselines, [said for log in logs if (said := log.without_values)]
+    empty = [said for log in base_logs + logs if (said := log.without_values)]
+    return reviews, baselines, list(dict.fromkeys(empty))

@@ -236,3 +236,31 @@ def test_a_damaged_log_in_a_folder_is_named_beside_the_others(tmp_path):
     assert f"Lost: {said}" in result.stderr and f"Lost: {said}" in page.read_text()
     with pytest.raises(UserError, match=r"no values in it .*100 bytes skipped"):
         read_curves([tmp_path / "bad"])
+
+
+def test_json_that_was_torn_in_a_folder_is_named_beside_the_others(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n1,2\n")
+    torn = tmp_path / "run/metrics.json"
+    torn.parent.mkdir()
+    torn.write_text('{"loss": [1, 2')
+    result = CliRunner().invoke(main, ["logs", "review", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert f"Lost: {torn}: no values in it ({torn} is not JSON: Expecting" in result.stderr
+    assert "log.csv" in result.stdout
+    (tmp_path / "log.csv").unlink()
+    result = CliRunner().invoke(main, ["logs", "review", str(tmp_path)])
+    assert result.exit_code == 2 and "is not JSON" in result.stderr
+
+
+def test_damage_to_the_baseline_is_named_too(tmp_path):
+    for name in ("mine", "base"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text("step,loss\n1,2\n")
+    (tmp_path / "base/empty.jsonl").touch()
+    command = ["logs", "review", str(tmp_path / "mine"), "--baseline", str(tmp_path / "base")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert f"Lost: {tmp_path}/base/empty.jsonl: no values in it" in result.stderr
+    # Once, where the baseline is one of those reviewed.
+    result = CliRunner().invoke(main, [*command, str(tmp_path / "base")])
+    assert result.stderr.count("Lost: ") == 1
