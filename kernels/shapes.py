@@ -54,7 +54,10 @@ def check_scan(
 
 
 def check_mixer(tokens: Tensor, weights: MixerWeights, layout: ScanLayout) -> None:
-    """ValueError where weights and tables do not fit each other or the tokens (B, L, any)."""
+    """ValueError where weights and tables do not fit each other or the tokens (B, L, any).
+
+    Tables in int64 pass: they are converted. Those of fractions would be cut off.
+    """
     for name in ("conv_weight", "dt_proj", "A"):
         shape = getattr(weights, name).shape
         if len(shape) != 3:
@@ -63,6 +66,10 @@ def check_mixer(tokens: Tensor, weights: MixerWeights, layout: ScanLayout) -> No
         raise ValueError("norm_bias without norm_weight")
     if layout.steps is None and layout.reverse_steps is not None:
         raise ValueError("layout: reverse_steps without steps")
+    for name in ("order", "steps", "reverse_steps"):
+        table = getattr(layout, name)
+        if table is not None and table.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"layout: {name} is {table.dtype}; it must be torch.int32")
     _, channels, states = weights.A.shape
     rank, both, each = weights.dt_proj.shape[2], (2, channels), ((channels,),)
     tables = ((tokens.shape[1],), tuple(tokens.shape[:2]))

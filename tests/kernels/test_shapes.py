@@ -62,6 +62,10 @@ def test_tables_and_pairs_of_a_mixer(run):
         wrong = columns()._replace(**{name: torch.arange(11, dtype=torch.int32)})
         with pytest.raises(ValueError, match=rf"layout: {name} has shape \(11,\)"):
             run(mixer_weights(), wrong)
+        right = getattr(columns(), name)
+        with pytest.raises(ValueError, match=rf"layout: {name} is torch.float32; it must be"):
+            run(mixer_weights(), columns()._replace(**{name: right / 1}))
+        run(mixer_weights(), columns()._replace(**{name: right.long()}))
     with pytest.raises(ValueError, match="layout: steps is on meta"):
         run(mixer_weights(), columns()._replace(steps=columns().steps.to("meta")))
     with pytest.raises(ValueError, match="reverse_steps without steps"):
