@@ -52,11 +52,12 @@ class Study:
         """
         self._budget = Budget(self.minutes)
         known = list(before)
-        # By the side, not by the pixels: small sizes get all their rounds.
-        left = sum(resolutions)
+        # By the root of the side, not by the pixels: small sizes get all their rounds, and what
+        # they leave goes to the larger ones.
+        left = sum(resolution**0.5 for resolution in resolutions)
         for resolution in resolutions:
-            share = resolution / left
-            left -= resolution
+            share = resolution**0.5 / left
+            left -= resolution**0.5
             found = self._measure_size(resolution, known, max(0.0, self._budget.left()) * share)
             known = with_size(known, found)
             yield found
