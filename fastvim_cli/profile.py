@@ -68,11 +68,11 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     output = output or Path("results/profile")
     make_folder(output)
     found = profile.read_unfinished(output, environment, settings)
-    left = _unfinished(found, sizes)
+    missing = _unfinished(found, sizes)
     screen = console(stderr=True)
-    if done := [str(size) for size in sizes if size not in left]:
+    if done := [str(size) for size in sizes if size not in missing]:
         screen.print(f"{output}: goes on after {', '.join(done)} pixels")
-    paths, compared, complete = [], [], not left
+    paths, compared = [], []
     stop = StopRequest()
 
     def notify() -> None:
@@ -81,16 +81,15 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     try:
         with stop.listening(notify), screen.status("building the models") as status:
             study = Study(names, device, chosen, batch, repeats, minutes, status.update, stop)
-            for part in study.measure(left, found):
+            for part in study.measure(missing, found):
                 found = with_size(found, part)
                 missing = _unfinished(found, sizes)
                 compared = profile_tables.claims(found, fast, vim, fast + PLAIN)
-                complete = not missing
-                paths = profile.write(found, compared, environment, settings, complete, output)
+                paths = profile.write(found, compared, environment, settings, not missing, output)
                 size = part[0].resolution
                 how = "not all done, for want of time" if size in missing else "done"
                 screen.print(f"{size} pixels {how} ({len(sizes) - len(missing)} of {len(sizes)})")
-        if not complete:
+        if missing:
             screen.print("not all could be measured in this time: the same command goes on with it")
     except Stopped:
         kept = f"the sizes done are in {output}" if found else "no size was done"

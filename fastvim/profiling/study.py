@@ -108,13 +108,19 @@ class Study:
             row.own_gflops = own_gflops(model, row.resolution)
         return model
 
+    def _has_time(self, row: Measurement, what: str, seconds: float) -> bool:
+        """Whether so much is free; where it is not, the row says that there is no time for it."""
+        if seconds <= self._budget.free():
+            return True
+        row.add_problem(f"{NO_TIME} ({what})")
+        return False
+
     def _first_call(self, row: Measurement, model: nn.Module, mode: str, known, calls) -> None:
         """Add the call to time of this model; it runs once, for its memory and to be warm."""
         shape = (row.batch, models.channels(model), row.resolution, row.resolution)
         step = training_step if mode == "training" else forward
         # To be warm, and to be timed.
-        if 2 * expected_seconds(row, mode, known) > self._budget.free():
-            row.add_problem(f"{NO_TIME} ({mode})")
+        if not self._has_time(row, mode, 2 * expected_seconds(row, mode, known)):
             return
         needed = predicted_memory(model, shape, step)
         if needed > available_memory(self.device):
@@ -130,13 +136,13 @@ class Study:
         took = time.monotonic() - begin
         calls[row.model, mode] = captured(call, self.device) if mode == "graph" else call
         self._budget.keep((row.model, mode), took)
-        if _parts_seconds(row, known) <= self._budget.free():
-            self._budget.keep((row.model, PARTS), _parts_seconds(row, known))
+        parts = _parts_seconds(row, known)
+        if parts <= self._budget.free():
+            self._budget.keep((row.model, PARTS), parts)
 
     def _count_operations(self, row: Measurement, model: nn.Module, known) -> None:
         """FLOPs by fvcore, which computes a forward pass of one image."""
-        if expected_seconds(row, "forward", known) / row.batch > self._budget.free():
-            row.add_problem(f"{NO_TIME} (FLOPs)")
+        if not self._has_time(row, "FLOPs", expected_seconds(row, "forward", known) / row.batch):
             return
         self._say(f"{row.model} at {row.resolution} pixels: FLOPs")
         image = torch.zeros(
@@ -201,8 +207,7 @@ class Study:
         self._budget.release((row.model, PARTS))
         if not isinstance(model, VisionMamba) or not row.seconds:
             return
-        if _parts_seconds(row, known) > self._budget.free():
-            row.add_problem(f"{NO_TIME} ({PARTS})")
+        if not self._has_time(row, PARTS, _parts_seconds(row, known)):
             return
         self._say(f"{row.model} at {row.resolution} pixels: {PARTS}")
         with _problems_of(row, PARTS):
