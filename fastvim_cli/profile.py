@@ -67,11 +67,13 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     settings["resolutions"] = sizes
     output = output or Path("results/profile")
     make_folder(output)
-    found = profile.read_unfinished(output, environment, settings)
+    found, useless = profile.read_unfinished(output, environment, settings)
     missing = _unfinished(found, sizes)
     screen = console(stderr=True)
     if done := [str(size) for size in sizes if size not in missing]:
         screen.print(f"{output}: goes on after {', '.join(done)} pixels")
+    if useless:
+        screen.print(f"{output}: the profile there {useless}; it will be replaced")
     paths, compared = [], []
     stop = StopRequest()
 

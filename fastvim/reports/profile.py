@@ -105,17 +105,24 @@ def _markdown(measurements: Sequence[Measurement], compared: list[dict], environ
     return "\n".join([*lines, *(f"- {note}" for note in tables.NOTES)]) + "\n"
 
 
-def read_unfinished(folder: Path, environment: dict, settings: dict) -> list[Measurement]:
-    """What a study that was stopped had measured, if its settings and the machine are the same."""
+def read_unfinished(
+    folder: Path, environment: dict, settings: dict
+) -> tuple[list[Measurement], str | None]:
+    """What a study that was stopped had measured, if its settings and the machine are the same.
+
+    Otherwise nothing, and why what is there is of no use; None where nothing is there.
+    """
     try:
         stored = json.loads((folder / "profile.json").read_text())
-        same = all(
-            stored["environment"].get(key) == value
-            for key, value in environment.items()
-            if key != "command"
-        )
-        if stored["complete"] or not same or stored["settings"] != settings:
-            return []
-        return [Measurement.from_dict(values) for values in stored["measurements"]]
+        before = stored["environment"] | stored["settings"]
+        now = environment | settings
+        differ = [key for key in now if key != "command" and before.get(key) != now[key]]
+        if differ:
+            return [], "differs in " + ", ".join(differ)
+        if stored["complete"]:
+            return [], "is complete"
+        return [Measurement.from_dict(values) for values in stored["measurements"]], None
+    except FileNotFoundError:
+        return [], None
     except (OSError, ValueError, KeyError, TypeError):
-        return []  # None, or of another version: measured anew.
+        return [], "is of another version of fastvim, or damaged"

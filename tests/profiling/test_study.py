@@ -233,6 +233,28 @@ def test_sizes_that_had_no_time_are_measured_by_the_same_command(tmp_path):
     assert stored["complete"] and all(m["seconds"] for m in stored["measurements"])
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda stored: None, "is complete"),
+        (lambda stored: stored["environment"].update(revision="0000000"), "differs in revision"),
+        (lambda stored: stored["settings"].update(repeats=9), "differs in repeats"),
+        (lambda stored: stored.pop("settings"), "is of another version of fastvim, or damaged"),
+    ],
+)
+def test_why_a_profile_is_measured_anew_is_said_before_it_is_replaced(change, reason, tmp_path):
+    settings = {"models": MODELS, "modes": ["forward", "training"], "batch": 2, "repeats": 2}
+    settings["resolutions"] = [28]
+    environment = machine.describe(torch.device("cpu"))
+    content = {"environment": environment, "settings": settings, "complete": True}
+    content["measurements"] = []
+    change(content)
+    (tmp_path / "profile.json").write_text(json.dumps(content))
+    command = [*COMMAND, "--resolutions", "28", "--output", str(tmp_path), "--minutes", "1e-9"]
+    result = CliRunner().invoke(main, command)
+    assert f"the profile there {reason}; it will be replaced" in result.output, result.output
+
+
 def test_a_size_that_was_measured_in_part_is_measured_again(measurements, tmp_path):
     vim = dataclasses.replace(measurements[3], seconds={}, problem=None)
     vim.seconds["forward"] = measurements[3].seconds["forward"]
