@@ -1,6 +1,7 @@
 """Text logs as frameworks write them, folders of logs, and what is said of bad ones."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +251,20 @@ def test_json_that_was_torn_in_a_folder_is_named_beside_the_others(tmp_path):
     (tmp_path / "log.csv").unlink()
     result = CliRunner().invoke(main, ["logs", "review", str(tmp_path)])
     assert result.exit_code == 2 and "is not JSON" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc on this system")
+@pytest.mark.parametrize("name", ["metrics.json", "broken.csv"])
+def test_a_file_that_cannot_be_read_is_named_beside_the_others(name, tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n1,2\n")
+    broken = tmp_path / name
+    broken.symlink_to("/proc/self/mem")  # Reading its start is an error, for root too.
+    result = CliRunner().invoke(main, ["logs", "review", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert f"Lost: {broken}: no values in it (cannot read {broken}: " in result.stderr
+    assert "log.csv" in result.stdout
+    result = CliRunner().invoke(main, ["logs", "review", str(broken)])
+    assert result.exit_code == 2 and f"cannot read {broken}: " in result.stderr
 
 
 def test_damage_to_the_baseline_is_named_too(tmp_path):
