@@ -7,6 +7,7 @@ from fastvim.analysis.claims import Claim
 from fastvim.analysis.contrasts import judge_pairs
 from fastvim.analysis.costs import cost_ratio, exact_ratio
 from fastvim.analysis.counts import compare_counts
+from fastvim.analysis.multiple import verdict_level
 from fastvim.analysis.paired import Values, paired_comparison
 from fastvim.analysis.verdict import Verdict, judge_counts, judge_difference, judge_ratio
 from fastvim.errors import UserError
@@ -53,12 +54,8 @@ def judge(claim: Claim, result: Mapping, claims: Mapping[str, Claim]) -> tuple[V
         if name not in variants:
             return f"the variant {name} is not in this result"
     scale = _scale(claim, result)
-    if claim.kind == "ratio":
-        return _judge_ratio(claim, variants, scale)
-    values = {name: _by_seed(variant, claim.metric) for name, variant in variants.items()}
-    for name in filter(None, (claim.variant, claim.baseline)):
-        if not values[name]:
-            return f"{claim.metric} of {name} is not in this result"
+    read = _repeats if claim.kind == "ratio" else _by_seed
+    values = {name: read(variant, claim.metric) for name, variant in variants.items()}
     # What the correction counts: the claims of this kind that this one result is asked about.
     peers = [
         c
@@ -67,8 +64,13 @@ def judge(claim: Claim, result: Mapping, claims: Mapping[str, Claim]) -> tuple[V
         and c.metric == claim.metric
         # A user's own experiment may say that it tests the claim.
         and (c.id == claim.id or _experiment(result) in c.experiments)
-        and values.get(c.variant)
+        and all(values.get(name) for name in filter(None, (c.variant, c.baseline)))
     ]
+    if claim.kind == "ratio":
+        return _judge_ratio(claim, values, scale, len(peers))
+    for name in filter(None, (claim.variant, claim.baseline)):
+        if not values[name]:
+            return f"{claim.metric} of {name} is not in this result"
     if claim.kind == "spikes":
         counts = compare_counts(
             values[claim.baseline],
@@ -97,14 +99,15 @@ def _judge_value(claim: Claim, values: Values, scale: dict, family: int) -> tupl
         baseline_name="zero",
         variant_name=claim.variant,
     )
-    comparison = replace(comparison, family=family, method="t, one sample")
+    level = verdict_level(len(comparison.seeds), family)
+    comparison = replace(comparison, family=family, verdict_level=level, method="t, one sample")
     return judge_difference(claim, comparison, scale), len(comparison.seeds)
 
 
-def _judge_ratio(claim: Claim, variants: Mapping, scale: dict) -> tuple[Verdict, int] | str:
-    base, other = (
-        _repeats(variants[name], claim.metric) for name in (claim.baseline, claim.variant)
-    )
+def _judge_ratio(
+    claim: Claim, values: Mapping[str, list[float]], scale: dict, family: int
+) -> tuple[Verdict, int] | str:
+    base, other = values[claim.baseline], values[claim.variant]
     if not base or not other:
         return f"{claim.metric} of {claim.variant} and {claim.baseline} is not in this result"
     if claim.exact:
@@ -113,7 +116,7 @@ def _judge_ratio(claim: Claim, variants: Mapping, scale: dict) -> tuple[Verdict,
         return judge_ratio(claim, exact_ratio(base[0], other[0]), scale), 1
     if len(base) != len(other):
         return f"{claim.metric} was not measured in interleaved repeats"
-    return judge_ratio(claim, cost_ratio(base, other), scale), len(base)
+    return judge_ratio(claim, cost_ratio(base, other), scale, family), len(base)
 
 
 def _row(claim: Claim, result: Mapping, claims: Mapping[str, Claim]) -> dict:

@@ -34,9 +34,11 @@ def paired_t_power(seeds: int | np.ndarray, standardised_effect: float, alpha: f
     critical = special.stdtrit(freedom, 1 - alpha / 2)
     shift = np.sqrt(freedom + 1) * abs(standardised_effect)
     above = 1 - special.nctdtr(freedom, shift, critical)
-    power = above + special.nctdtr(freedom, shift, -critical)
-    # Far out in the tails the noncentral t gives NaN, where the normal limit is exact enough.
-    return np.where(np.isfinite(power), power, special.ndtr(shift - critical))
+    below = special.nctdtr(freedom, shift, -critical)
+    # Far out in the tails the noncentral t gives NaN: of what lies below that is nothing, and for
+    # shifts so large that it is what lies above, the normal limit is exact enough.
+    above = np.where(np.isfinite(above), above, special.ndtr(shift - critical))
+    return above + np.where(np.isfinite(below), below, 0.0)
 
 
 def seeds_needed(

@@ -97,6 +97,7 @@ def judge_ratio(claim: Claim, estimate: RatioEstimate, scale: dict, family: int 
     """Verdict on a claim of kind `ratio`, one of `family` judged on the same measurements."""
     alpha = 0.05 if estimate.exact else 1 - estimate.confidence
     strict = estimate.interval_at(1 - alpha / family)
+    over = f", corrected over {family} comparisons" if family > 1 else ""
     evidence = _Evidence(
         estimate=estimate.ratio,
         interval=estimate.interval,
@@ -104,7 +105,7 @@ def judge_ratio(claim: Claim, estimate: RatioEstimate, scale: dict, family: int 
         strict=strict,
         method=estimate.method,
         missing=estimate.note or f"too few repeats for an interval over {family} comparisons",
-        words="counted" if estimate.exact else f"{estimate.repeats} interleaved repeats",
+        words="counted" if estimate.exact else f"{estimate.repeats} interleaved repeats{over}",
     )
     return _decide(claim, evidence, scale)
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
 from fastvim.errors import UserError
 from fastvim.experiments.record import FILE
 from fastvim.reports.gather import gather
@@ -33,17 +35,51 @@ def collect_results(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]
     return results, problems
 
 
+class _Variant(BaseModel):
+    """What the ledger reads of a variant: a value of each metric for each seed, costs, scale."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    seeds: list[int] = []
+    metrics: dict[str, list[float | None]]
+    cost: dict[str, float | list[float] | None] | None = None
+    scale: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_value_a_seed(self) -> "_Variant":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("a seed comes twice")
+        for metric, values in self.metrics.items():
+            if len(values) != len(self.seeds):
+                raise ValueError(f"{len(values)} values of {metric} for {len(self.seeds)} seeds")
+        return self
+
+
+class _Contrast(BaseModel):
+    metric: str | None = None
+    variant: str
+    baseline: str
+
+
+class _Results(BaseModel):
+    experiment: str
+    scale: dict[str, Any] | None = None
+    variants: list[_Variant]
+    contrasts: list[_Contrast] = []
+    problems: list[str] = []
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content["experiment"], str):
-            raise TypeError("`experiment` is no text")
-        for variant in content["variants"]:
-            if not isinstance(variant["name"], str) or not isinstance(variant["metrics"], dict):
-                raise TypeError("a variant without `name` or `metrics`")
+        _Results.model_validate(content)
         return content
-    except KeyError as error:
-        raise UserError(f"{path}: not the results of an experiment: no {error}") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not the results of an experiment: {reason}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    reason = " ".join(reason.split())[:120]
+    raise UserError(f"{path}: not the results of an experiment: {reason}")

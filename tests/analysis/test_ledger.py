@@ -152,6 +152,54 @@ def test_costs_and_spikes():
     assert rows["ssm-time-growth-vim"]["state"] == "not run"
 
 
+def test_published_values_are_judged_at_the_level_of_all_that_are():
+    claims = load_claims()
+    values = [
+        claim
+        for claim in claims.values()
+        if claim.kind == "value" and "post-ssm-norm" in claim.experiments
+    ]
+    assert len(values) == 3
+    offsets = [-0.18, -0.09, 0.0, 0.09, 0.18]  # By themselves these would lie within 0.3.
+    result = {
+        "experiment": "post-ssm-norm",
+        "variants": [
+            {
+                "name": claim.variant,
+                "seeds": [0, 1, 2, 3, 4],
+                "metrics": {"top1": [claim.value + offset for offset in offsets]},
+                "scale": dict(claim.scale),
+            }
+            for claim in values
+        ],
+    }
+    for claim in values:
+        verdict, _ = judge(claim, result, claims)
+        assert "judged at 98 %" in verdict.reason
+        assert (verdict.verdict, claim.tolerance) == ("unresolved", 0.3)
+        verdict, _ = judge(claim, result, {claim.id: claim})
+        assert verdict.verdict == "consistent"
+
+
+def test_ratios_of_one_metric_are_corrected_for_each_other():
+    claims = load_claims()
+    speeds = [c for c in claims.values() if c.metric == "images_per_second"]
+    assert len(speeds) == 2
+
+    def reasons(repeats):
+        costs = {claim.variant: 3.0 for claim in speeds} | {c.baseline: 1.0 for c in speeds}
+        variants = [
+            {"name": name, "cost": {"images_per_second": [value] * repeats}}
+            for name, value in costs.items()
+        ]
+        result = {"experiment": "profile", "scale": {"device": "some CPU"}, "variants": variants}
+        return [judge(claim, result, claims)[0].reason for claim in speeds]
+
+    # Six repeats give an interval at 96.9 %, seven one at 98.4; two comparisons want 97.5.
+    assert all("Too few repeats for an interval over 2" in reason for reason in reasons(6))
+    assert all("7 interleaved repeats, corrected over 2" in reason for reason in reasons(7))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -85,3 +85,17 @@ def test_upper_limit_of_the_spread_holds_in_80_percent():
     d = np.random.default_rng(1).normal(size=(20_000, 4))
     upper = sd_upper_limit(1.0, 4) * d.std(1, ddof=1)
     assert np.mean(upper > 1) == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.005])
+@pytest.mark.parametrize("seeds", [2, 3, 4, 8])
+def test_power_of_large_effects_is_that_of_its_definition(seeds, alpha):
+    """P(|Z + shift| > critical sqrt(X / df)), averaged over X chi-squared by quadrature."""
+    points, weights = np.polynomial.legendre.leggauss(400)
+    spread = np.sqrt(stats.chi2.ppf((points + 1) / 2, seeds - 1) / (seeds - 1))
+    reached = stats.t.ppf(1 - alpha / 2, seeds - 1) * spread
+    for effect in (1.0, 5.0, 12.0, 30.0):
+        shift = np.sqrt(seeds) * effect
+        tails = stats.norm.cdf(shift - reached) + stats.norm.cdf(-shift - reached)
+        expected = np.sum(weights / 2 * tails)
+        assert paired_t_power(seeds, effect, alpha) == pytest.approx(expected, abs=1e-5)

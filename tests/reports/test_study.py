@@ -161,3 +161,28 @@ def test_the_ledger_reads_results_and_names_the_damaged(output, tmp_path):
     results, problems = collect_results(tmp_path)
     assert [result["experiment"] for result in results] == ["tiny", "tiny"]
     assert len(problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["variants"][0].update(seeds=[0, 0]), "a seed comes twice"),
+        (lambda r: r["variants"][0]["metrics"].update(top1=[1.0]), "1 values of top1 for 2 seeds"),
+        (lambda r: r["variants"][0]["cost"].update(gflops="many"), "variants.0.cost.gflops"),
+        (lambda r: r.update(contrasts=None), "contrasts: "),
+        (lambda r: r["contrasts"][0].pop("variant"), "contrasts.0.variant: "),
+    ],
+)
+def test_results_that_were_edited_are_named_and_the_others_judged(
+    output, tmp_path, change, message
+):
+    for name in ("good", "edited"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(read_study(output).results))
+    edited = read_study(output).results
+    change(edited)
+    (tmp_path / "edited/results.json").write_text(json.dumps(edited))
+    results, problems = collect_results(tmp_path)
+    assert len(results) == 2  # That of `output` too, which lies there.
+    (problem,) = problems
+    assert problem.startswith(str(tmp_path / "edited/results.json")) and message in problem
