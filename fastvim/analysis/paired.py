@@ -144,6 +144,23 @@ def paired_comparison(
                 effect = hedges_correction(n) * mean / sd
             bootstrap = _finite_bootstrap(differences, confidence, notes)
 
+    unmatched = {
+        "baseline": tuple(sorted(set(left) - set(right))),
+        "variant": tuple(sorted(set(right) - set(left))),
+    }
+    diverged = {
+        "baseline": tuple(s for s in sorted(left) if left[s] is None),
+        "variant": tuple(s for s in sorted(right) if right[s] is None),
+    }
+    names = {"baseline": baseline_name, "variant": variant_name}
+    for left_out, why in ((unmatched, "without partner"), (diverged, "diverged")):
+        notes += [
+            f"{names[side]} {why} in seed {', '.join(map(str, missing))}: the difference is not "
+            "that of the two means"
+            for side, missing in left_out.items()
+            if missing and n
+        ]
+
     found = Comparison(
         metric=metric,
         variant=variant_name,
@@ -161,14 +178,8 @@ def paired_comparison(
         bootstrap_method=BOOTSTRAP_METHOD,
         effect_size=effect,
         p_value=p_value,
-        unmatched={
-            "baseline": tuple(sorted(set(left) - set(right))),
-            "variant": tuple(sorted(set(right) - set(left))),
-        },
-        diverged={
-            "baseline": tuple(s for s in sorted(left) if left[s] is None),
-            "variant": tuple(s for s in sorted(right) if right[s] is None),
-        },
+        unmatched=unmatched,
+        diverged=diverged,
         notes=tuple(notes),
     )
     return _corrected([found])[0]

@@ -16,6 +16,7 @@ from fastvim.reports.tables import NAMES
 
 # Where these differ, two variants were not asked the same test questions.
 TEST_SET = ("data.name", "data.test_images", "model.num_classes")
+FILES = "data.files"
 LONGEST_NAME = 60
 
 
@@ -39,8 +40,8 @@ def compare(
 ) -> Study:
     """The study of any runs: each of `folders` is a run directory or an output folder.
 
-    Runs form a variant when they have its name and the same settings; of one name with other
-    settings another variant is made, named by what differs. Each variant is compared with
+    Runs form a variant when they have its name, the same settings and the same images; of one
+    name with others another variant is made, named by what differs. Each variant is compared with
     `baseline`, by default the one that the experiments name, else the first. Raises UserError
     when no run can be used, and for an unknown metric or baseline.
     """
@@ -87,13 +88,15 @@ def compare(
         tuple(dict.fromkeys(record.directory.parent for record in records)),
         tuple(dict.fromkeys([*(plan.command for plan in plans), command])),
     )
-    differing, _ = study.settings()
-    for name in TEST_SET:
-        if name in differing:
-            problems.append(
-                f"{name} differs between the variants: they were tested on different images, so "
-                "their differences do not say which is better"
-            )
+    differing = [name for name in TEST_SET if name in study.settings()[0]]
+    # Folders of the same settings may hold other files.
+    if not differing and len({_images(group[0]) for group in groups.values()}) > 1:
+        differing = [FILES]
+    problems += [
+        f"{name} differs between the variants: they were tested on different images, so "
+        "their differences do not say which is better"
+        for name in differing
+    ]
     return study
 
 
@@ -155,7 +158,14 @@ def _groups(records: Sequence[RunRecord], problems: list[str]) -> dict[str, list
 
 def _effective(record: RunRecord) -> dict[str, Any]:
     flat = record.run.config.flat()
-    return {name: value for name, value in flat.items() if name not in WITHOUT_EFFECT}
+    own = {name: value for name, value in flat.items() if name not in WITHOUT_EFFECT}
+    return own | {FILES: _images(record)}
+
+
+def _images(record: RunRecord) -> str | None:
+    """The start of the data set's fingerprint, which is the same wherever the data set lies."""
+    fingerprint = record.result.get("data_fingerprint")
+    return fingerprint and fingerprint[:8]
 
 
 def _label(variant: str, first: dict[str, Any], own: dict[str, Any]) -> str:
@@ -169,14 +179,14 @@ def _label(variant: str, first: dict[str, Any], own: dict[str, Any]) -> str:
 
 
 def _one_a_seed(group: Sequence[RunRecord], problems: list[str]) -> list[RunRecord]:
-    """Of runs with the same settings and seed but other code or data, the latest."""
+    """Of runs with the same settings, images and seed but other code, the latest."""
     latest: dict[int, RunRecord] = {}
     for record in sorted(group, key=lambda r: (r.directory / "result.json").stat().st_mtime_ns):
         older = latest.get(record.run.seed)
         if older is not None:
             problems.append(
                 f"{older.directory}: left out: {record.directory} has the same settings and seed "
-                "and is newer; code or data changed between them"
+                "and is newer; the code changed between them"
             )
         latest[record.run.seed] = record
     return [latest[seed] for seed in sorted(latest)]

@@ -1,6 +1,7 @@
 """results.json: what an output folder's run directories say, and what follows from it."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,11 +11,13 @@ from fastvim.analysis.claims import Claim, scale_from_config
 from fastvim.analysis.ledger import judge
 from fastvim.experiments.record import RecordedPlan, read_plan
 from fastvim.experiments.store import FINAL, RunRecord, Store
+from fastvim.reports.tables import MADE_ON
 from fastvim.training.responses import read_responses
 
 FORMAT = 1
 METRICS = ("top1", "top5", "loss", "knn_top1")
-COSTS = ("parameters", "gflops", "train_images_per_second", "peak_memory_mb", "seconds")
+COUNTED = ("parameters", "gflops")
+MEASURED = ("train_images_per_second", "peak_memory_mb", "seconds")
 
 
 def gather(output: str | Path) -> dict[str, Any]:
@@ -23,7 +26,9 @@ def gather(output: str | Path) -> dict[str, Any]:
     Metrics are of the test split, a value a seed in the order of `seeds` (top1 and top5 in
     percent), None where the seed diverged; runs that are not finished are in `missing`, run
     directories that cannot be believed in `problems`, and neither is counted. Costs are the
-    median over seeds. Raises UserError when `output` holds no experiment.
+    median over seeds, measured ones only where one kind of machine, one backend and one precision
+    made them; `made_on` says what did, each once. Raises UserError when `output` holds no
+    experiment.
     """
     plan, store = read_plan(Path(output)), Store(Path(output))
     records: dict[str, dict[int, RunRecord]] = {name: {} for name in plan.variants}
@@ -87,12 +92,18 @@ def variant_entry(
         for metric in METRICS
     }
     spikes = [int(result.get("spikes") or 0) for result in results]
+    made_on = [_made_on(records[seed]) for seed in seeds]
+    costs = [result.get("cost") or {} for result in results]
+    known = COUNTED + MEASURED if _alike(made_on) else COUNTED
     return {
         "name": name,
         "baseline": baseline,
         "seeds": seeds,
         "metrics": {**metrics, "spikes": spikes},
-        "cost": {cost: _median((r.get("cost") or {}).get(cost) for r in results) for cost in COSTS},
+        "cost": {
+            name: _median(cost.get(name) for cost in costs) if name in known else None
+            for name in COUNTED + MEASURED
+        },
         "spikes": sum(spikes),
         "responses": [
             {"seed": seed, **response.to_dict()}
@@ -101,9 +112,28 @@ def variant_entry(
         ],
         "diverged": sum(records[seed].state == "diverged" for seed in seeds),
         "missing": missing,
-        "backends": sorted({str(result.get("backend")) for result in results}),
+        "made_on": [place for i, place in enumerate(made_on) if place not in made_on[:i]],
         "runs": [records[seed].directory.name for seed in seeds],
     }
+
+
+def _made_on(record: RunRecord) -> dict[str, Any]:
+    """`MADE_ON` of a run; None for what its environment.json does not say."""
+    try:
+        said = json.loads((record.directory / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        said = None
+    known = {**(said if isinstance(said, dict) else {}), "backend": record.result.get("backend")}
+    return {name: known.get(name) for name in MADE_ON}
+
+
+def _alike(made_on: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether speeds of these runs can be put together; beside a GPU its processor matters less."""
+    kinds = [
+        (m["cpu"] if m["device"] == "cpu" else m["device"], m["precision"], m["backend"])
+        for m in made_on
+    ]
+    return all(kind == kinds[0] for kind in kinds)
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -11,6 +11,8 @@ from typing import Any
 from fastvim.files import write_atomic
 
 PERCENT = ("top1", "top5", "knn_top1")
+# What is kept of where a run was made: it decides speed and memory, and the revision the code.
+MADE_ON = ("device", "cpu", "threads", "precision", "backend", "revision")
 NAMES = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss", "knn_top1": "kNN %"}
 
 
@@ -134,6 +136,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{name} is compared with {base}, paired by seed." for name, base in baselines.items()
         ]
+    lines += _differently_made(results["variants"])
     lines += [_claim(claim) for claim in spoken_on(results)]
     others = len(results["claims"]) - len(spoken_on(results))
     if others:
@@ -153,6 +156,18 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             lines.append(f"{variant['name']}: seed {seeds} has no result and is not counted.")
     lines += [f"Skipped: {problem}" for problem in results["problems"]]
     return lines
+
+
+def _differently_made(variants: Sequence[Mapping[str, Any]]) -> list[str]:
+    made_on = [place for variant in variants for place in variant["made_on"]]
+    values = {name: dict.fromkeys(str(place[name]) for place in made_on) for name in MADE_ON}
+    differing = [f"{name} ({'; '.join(found)})" for name, found in values.items() if len(found) > 1]
+    if not differing:
+        return []
+    return [
+        f"The runs were not all made alike: {', '.join(differing)}. Speed and memory compare only "
+        "between those that were, and are left out where a variant's own runs were not."
+    ]
 
 
 def response_lines(responses: Sequence[Mapping[str, Any]]) -> list[str]:

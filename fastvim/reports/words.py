@@ -24,13 +24,29 @@ def p_text(p_value: float | None) -> str:
 
 
 def side(contrast: Mapping[str, Any]) -> str:
-    """Whether the variant is shown to be higher or lower after Holm's correction, or not."""
+    """Whether the variant is shown to be higher or lower after Holm's correction, or not.
+
+    Where the better one diverged in some seed nothing is shown: its survivors are no fair sample.
+    """
+    excluded = _excluded(contrast)
+    return UNCLEAR if excluded in (HIGHER, LOWER) and _better_diverged(contrast) else excluded
+
+
+def _excluded(contrast: Mapping[str, Any]) -> str:
+    """On which side of no difference the Holm interval lies."""
     interval = contrast["holm_interval"]
     if interval is None:
         return UNKNOWN
     if interval[0] > 0:
         return HIGHER
     return LOWER if interval[1] < 0 else UNCLEAR
+
+
+def _better_diverged(contrast: Mapping[str, Any]) -> str | None:
+    """The name of the better one, if it diverged in some seed."""
+    variant_is = (contrast["difference"] > 0) != (contrast["metric"] == "loss")
+    better = "variant" if variant_is else "baseline"
+    return contrast[better] if contrast["diverged"][better] else None
 
 
 def contrast_sentence(contrast: Mapping[str, Any]) -> str:
@@ -56,7 +72,12 @@ def contrast_sentence(contrast: Mapping[str, Any]) -> str:
         f"{contrast['method']} over {seeds} seeds; {p_text(contrast['p_holm'])}{family}, "
         f"judged at {100 * (1 - contrast['verdict_level']):g} %"
     )
-    if side(contrast) in (HIGHER, LOWER):
+    if _excluded(contrast) in (HIGHER, LOWER):
+        if survivor := _better_diverged(contrast):
+            return (
+                f"{pair}: {what} is {seen} over the seeds that both survived ({evidence}). But "
+                f"{survivor} diverged in others: the survivors alone cannot show that it is better."
+            )
         return f"{pair}: {what} is {seen} ({evidence}). Chance alone seldom does this."
     return (
         f"{pair}: {what} is {seen} in the mean ({evidence}). That cannot be told from chance"

@@ -225,6 +225,7 @@ def contrast(**values):
         "seeds": [0, 1, 2],
         "sd": 1.0,
         "notes": [],
+        "diverged": {"baseline": [], "variant": []},
     }
     return {**known, **values}
 
@@ -236,6 +237,8 @@ def contrast(**values):
         ({"difference": -1.5, "holm_interval": [-3, -0.1]}, "lower", "1.50 points lower"),
         ({"holm_interval": [-0.1, 3]}, "unclear", "cannot be told from chance"),
         ({"difference": 1e-15, "holm_interval": [-1, 1]}, "unclear", "top-1 is the same"),
+        ({"diverged": {"baseline": [3], "variant": []}}, "higher", "1.50 points higher"),
+        ({"diverged": {"baseline": [], "variant": [3]}}, "unclear", "the survivors alone cannot"),
         (
             {"interval": None, "holm_interval": None, "notes": ["one seed: chance"]},
             "unknown",

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from fastvim.errors import UserError
+from fastvim.reports import tables
 from fastvim.reports.comparison import compare, study_of
 from fastvim.reports.curves import read_curves
 from fastvim.reports.evidence import collect_results
@@ -14,6 +15,12 @@ from fastvim.reports.study import read_study
 
 def named(study):
     return {variant["name"]: variant for variant in study.results["variants"]}
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def test_results_hold_what_the_runs_say(finished, study, run_directory):
@@ -186,3 +193,41 @@ def test_results_that_were_edited_are_named_and_the_others_judged(
     assert len(results) == 2  # That of `output` too, which lies there.
     (problem,) = problems
     assert problem.startswith(str(tmp_path / "edited/results.json")) and message in problem
+
+
+def test_runs_on_other_images_are_another_variant_and_pointed_out(finished, output):
+    for directory in (output / "runs").glob("alternating-*"):
+        edit(directory / "config.json", lambda c: c.update(hash=c["hash"][::-1]))
+        edit(directory / "result.json", lambda r: r.update(data_fingerprint="0123456789"))
+    (output / "experiment.json").unlink()
+    study = compare([finished, output])
+    assert "alternating (files=01234567)" in study.variants
+    assert all(variant["seeds"] == [0, 1] for variant in study.results["variants"])
+    (problem,) = study.results["problems"]
+    assert problem.startswith("data.files differs") and "tested on different images" in problem
+
+
+def test_speeds_of_several_machines_are_not_put_together(output, run_directory):
+    directory = run_directory(output, "columns", 1)
+    edit(directory / "environment.json", lambda e: e.update(device="NVIDIA H200"))
+    edit(directory / "result.json", lambda r: r.update(backend="triton"))
+    study = read_study(output)
+    columns, alternating = (named(study)[name] for name in ("columns", "alternating"))
+    assert columns["cost"]["train_images_per_second"] is None
+    assert columns["cost"]["peak_memory_mb"] is None and columns["cost"]["parameters"] > 0
+    assert alternating["cost"]["train_images_per_second"] > 0
+    said = " ".join(tables.notes(study.results))
+    assert "device (cpu; NVIDIA H200)" in said and "triton)" in said
+
+
+def test_seeds_that_a_difference_leaves_out_are_named(finished, output, run_directory):
+    shutil.rmtree(run_directory(output, "columns", 0))
+    said = " ".join(tables.notes(read_study(output).results))
+    assert "alternating without partner in seed 0: the difference is not that" in said
+    shutil.copytree(finished, output, dirs_exist_ok=True)
+    edit(
+        run_directory(output, "alternating", 1) / "result.json",
+        lambda r: r.update(status="diverged", metrics={}, diverged=True),
+    )
+    said = " ".join(tables.notes(read_study(output).results))
+    assert "alternating diverged in seed 1: the difference is not that" in said
