@@ -90,12 +90,18 @@ def _end(
     design: np.ndarray, y: np.ndarray, best: np.ndarray, column: int, level: float, side: int
 ) -> float:
     """Where the profile of a column's coefficient falls to `level`, below (-1) or above (1)."""
-    start = best.copy()
+    last = best.copy()
 
     def above(value: float) -> float:
-        start[column] = value
-        start[:] = _maximise(design, y, start, held=column)
-        return -_negative(start, design, y)[0] - level
+        # Far out there can be a second maximum, on the estimate's own line, not reached from the
+        # last.
+        factor = np.clip(value / best[column], -100, 100) if best[column] else 1.0
+        starts = last.copy(), best * factor
+        for start in starts:
+            start[column] = value
+        found = [_maximise(design, y, start, held=column) for start in starts]
+        last[:] = min(found, key=lambda b: _negative(b, design, y)[0])
+        return -_negative(last, design, y)[0] - level
 
     step, inner = 0.5, best[column]
     while (outer := best[column] + side * step) and abs(outer) < FARTHEST:
