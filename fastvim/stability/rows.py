@@ -27,29 +27,39 @@ Curves = dict[str, tuple[list[float], list[float]]]
 class Rows:
     """Gathers rows; `curves` maps a name to (steps, values) in the order of the rows.
 
-    The step is the best-named number of the row, or the row's place where there is none. One that
-    starts over while the epoch goes up (a batch number) is counted on, so that it is no resume.
+    The step is the best-named number of the row; only where no row of a curve has one so far, the
+    row's place. One that starts over while the epoch goes up (a batch number) is counted on, so
+    that it is no resume.
     """
 
     def __init__(self):
         self.curves: Curves = {}
         self.count = 0
-        self.plans: dict[tuple[str, ...], tuple[str | None, str | None, list[str]]] = {}
+        self.plans: dict[tuple[str, ...], tuple[str | None, str | None, list[str], int]] = {}
+        # Each curve's best-named step so far, as the place of the name among STEP_NAMES.
+        self.ranks: dict[str, int] = {}
         self.offset = 0.0
         self.last_step = -math.inf
         self.last_epoch = math.nan
 
-    def add(self, row: dict[str, float]) -> bool:
-        """Take a row of numbers; False if its step is NaN or infinite, and it was not taken."""
+    def add(self, row: dict[str, float]) -> list[str]:
+        """Take a row of numbers; the names of those that were not taken, for want of a step.
+
+        It is NaN or infinite, or the row lacks the number that the curve counted its steps by:
+        what else it has, an epoch or a place, would lie before all of them, as after a resume.
+        """
         names = tuple(row)
         plan = self.plans.get(names)
         if plan is None:
             plan = self.plans[names] = _plan(names)
-        step_name, epoch_name, tags = plan
+        step_name, epoch_name, tags, rank = plan
         step = row[step_name] if step_name is not None else float(self.count)
         self.count += 1
         if not math.isfinite(step):
-            return False
+            return tags
+        lost = [tag for tag in tags if rank > self.ranks.get(tag, rank)]
+        if lost:
+            tags = [tag for tag in tags if tag not in lost]
         epoch = row[epoch_name] if epoch_name is not None else math.nan
         if step < self.last_step and epoch > self.last_epoch:
             self.offset += self.last_step + 1 - step
@@ -58,18 +68,20 @@ class Rows:
             curve = self.curves.get(tag)
             if curve is None:
                 curve = self.curves[tag] = ([], [])
+            self.ranks[tag] = rank
             curve[0].append(step + self.offset)
             curve[1].append(row[tag])
-        return True
+        return lost
 
 
-def _plan(names: tuple[str, ...]) -> tuple[str | None, str | None, list[str]]:
-    """Which names are the step, the epoch, and curves."""
+def _plan(names: tuple[str, ...]) -> tuple[str | None, str | None, list[str], int]:
+    """Which names are the step, the epoch, and curves; and the place of the step's name."""
     plain = {name: name.rpartition("/")[2].strip().lower() for name in names}
     step = _first(plain, STEP_NAMES)
+    rank = len(STEP_NAMES) if step is None else STEP_NAMES.index(plain[step])
     epoch = _first(plain, EPOCH_NAMES)
     tags = [n for n in names if n not in (step, epoch) and plain[n] not in CLOCK_NAMES]
-    return step, epoch if epoch != step else None, tags
+    return step, epoch if epoch != step else None, tags, rank
 
 
 def _first(plain: dict[str, str], wanted: tuple[str, ...]) -> str | None:

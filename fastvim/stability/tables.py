@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastvim.stability.curves import is_loss
 from fastvim.stability.rows import Curves, Rows
 
 MISSING = {"", "none", "null", "na", "n/a", "-"}
@@ -50,7 +51,7 @@ class CsvLines:
             elif cell.lower() not in MISSING and name in self.rows.curves:
                 # Text in a column of numbers is damage; a column of text is none.
                 return False
-        return self.rows.add(row)
+        return not self.rows.add(row)
 
     def _cells(self, line: str) -> list[str]:
         if '"' in line:
@@ -67,7 +68,7 @@ class JsonLines:
         self.rows = Rows()
 
     def take(self, line: str) -> bool:
-        """Take a line; False if it is not a JSON object."""
+        """Take a line; False if it is not a JSON object, or as `take_object` says."""
         try:
             document = json.loads(line)
         except ValueError:
@@ -75,8 +76,11 @@ class JsonLines:
         return isinstance(document, dict) and self.take_object(document)
 
     def take_object(self, document: dict) -> bool:
-        """Take an object that is a row."""
-        return self.rows.add(dict(_flat(document)))
+        """Take an object that is a row; False if it has a loss that could not be taken.
+
+        A summary at the end of a log has no step either, and is no damage.
+        """
+        return not any(map(is_loss, self.rows.add(dict(_flat(document)))))
 
 
 class TextReader:
@@ -164,32 +168,32 @@ class DocumentReader:
         status = self.path.stat()
         stamp = (status.st_mtime_ns, status.st_size)
         if stamp != self.stamp:
-            self.curves = document_curves(json.loads(self.path.read_bytes()))
+            self.curves, bad = document_curves(json.loads(self.path.read_bytes()))
+            first = f"{self.path.name}: {len(bad)} row(s) skipped, the first is row"
+            self.lost = [f"{first} {bad[0]}"] if bad else []
             self.stamp = stamp
 
     def finish(self) -> None:
         """Nothing is pending."""
 
 
-def document_curves(document: object) -> Curves:
-    """Curves of a parsed JSON document; empty where it holds none."""
+def document_curves(document: object) -> tuple[Curves, list[int]]:
+    """Curves of a parsed JSON document, none where it holds none; the rows that were not taken."""
     if isinstance(document, dict):
         for key in ("log_history", "history", "logs"):
             if isinstance(document.get(key), list | dict):
                 return document_curves(document[key])
         columns = {key: value for key, value in document.items() if isinstance(value, list)}
-        if not columns:
-            return {}
-        length = max(map(len, columns.values()))
+        length = max(map(len, columns.values()), default=0)
         document = [
             {key: column[i] for key, column in columns.items() if i < len(column)}
             for i in range(length)
         ]
-    lines = JsonLines()
-    for row in document if isinstance(document, list) else []:
-        if isinstance(row, dict):
-            lines.take_object(row)
-    return lines.rows.curves
+    lines, bad = JsonLines(), []
+    for place, row in enumerate(document if isinstance(document, list) else [], 1):
+        if isinstance(row, dict) and not lines.take_object(row):
+            bad.append(place)
+    return lines.rows.curves, bad
 
 
 def _names(columns: int) -> list[str]:
