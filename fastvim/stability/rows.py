@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 # Names of what counts, the best first; compared without case and after the last slash.
 STEP_NAMES = (
@@ -19,6 +20,7 @@ STEP_NAMES = (
     "epochs",
 )
 EPOCH_NAMES = ("epoch", "_epoch", "epochs")
+EPOCH_RANK = STEP_NAMES.index(EPOCH_NAMES[0])
 CLOCK_NAMES = ("wall time", "walltime", "time", "timestamp", "_timestamp", "_runtime", "datetime")
 
 Curves = dict[str, tuple[list[float], list[float]]]
@@ -29,7 +31,8 @@ class Rows:
 
     The step is the best-named number of the row; only where no row of a curve has one so far, the
     row's place. One that starts over while the epoch goes up (a batch number) is counted on, so
-    that it is no resume.
+    that it is no resume; whether it does, each curve says for itself, for validation counts its own
+    batches. What counts on is kept by epoch: a resumed run that goes back to one is placed there.
     """
 
     def __init__(self):
@@ -38,9 +41,11 @@ class Rows:
         self.plans: dict[tuple[str, ...], tuple[str | None, str | None, list[str], int]] = {}
         # Each curve's best-named step so far, as the place of the name among STEP_NAMES.
         self.ranks: dict[str, int] = {}
-        self.offset = 0.0
-        self.last_step = -math.inf
-        self.last_epoch = math.nan
+        self.epoch = math.nan
+        self.curve_epochs: dict[str, float] = {}
+        # The epochs whose batch number started over, in order, and the steps before each.
+        self.epochs: list[float] = []
+        self.before: list[float] = []
 
     def add(self, row: dict[str, float]) -> list[str]:
         """Take a row of numbers; the names of those that were not taken, for want of a step.
@@ -60,18 +65,33 @@ class Rows:
         lost = [tag for tag in tags if rank > self.ranks.get(tag, rank)]
         if lost:
             tags = [tag for tag in tags if tag not in lost]
-        epoch = row[epoch_name] if epoch_name is not None else math.nan
-        if step < self.last_step and epoch > self.last_epoch:
-            self.offset += self.last_step + 1 - step
-        self.last_step, self.last_epoch = step, epoch
+        if epoch_name is not None:
+            self.epoch = row[epoch_name]
+        # An epoch that is the step itself, or the row's place, does not start over.
+        before = self._place(step, tags) if rank < EPOCH_RANK else 0.0
         for tag in tags:
             curve = self.curves.get(tag)
             if curve is None:
                 curve = self.curves[tag] = ([], [])
             self.ranks[tag] = rank
-            curve[0].append(step + self.offset)
+            self.curve_epochs[tag] = self.epoch
+            curve[0].append(step + before)
             curve[1].append(row[tag])
         return lost
+
+    def _place(self, step: float, tags: list[str]) -> float:
+        """How many steps lie before the batches of this epoch."""
+        at = bisect_right(self.epochs, self.epoch)
+        before = known = self.before[at - 1] if at else 0.0
+        for tag in tags:
+            if tag in self.curves and self.epoch > self.curve_epochs[tag]:
+                last = self.curves[tag][0][-1]
+                if step + before < last:
+                    before = last + 1 - step
+        if before != known:
+            self.epochs.insert(at, self.epoch)
+            self.before.insert(at, before)
+        return before
 
 
 def _plan(names: tuple[str, ...]) -> tuple[str | None, str | None, list[str], int]:

@@ -38,3 +38,41 @@ def test_a_summary_without_a_loss_needs_no_step(tmp_path):
     path.write_text('{"step":70,"loss":4,"lr":0.1}\n{"lr":0.0,"total_time_s":1234}\n')
     (curve,) = read_curves([path])
     assert curve.steps.tolist() == [70] and curve.lost == []
+
+
+BATCHES = [{"epoch": e, "batch": b, "loss": 1.0, "norm": 1.0} for e in range(4) for b in range(5)]
+
+
+def steps_of(tmp_path, rows, tag):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (curve,) = read_curves([tmp_path / "log.jsonl"], (tag,))
+    assert curve.lost == []
+    return curve.steps.tolist()
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [{"epoch": 0, "val_loss": 1.0}, {"epoch": 1, "val_loss": 1.0}],
+        [{"epoch": 0, "batch": 2, "val_loss": 1.0}, {"epoch": 1, "batch": 2, "val_loss": 1.0}],
+        # Counted from 1, so that it is ahead of the training.
+        [{"epoch": 1, "batch": 2, "val_loss": 1.0}, {"epoch": 2, "batch": 2, "val_loss": 1.0}],
+    ],
+)
+def test_validation_between_epochs_moves_no_batch(tmp_path, between):
+    rows = [*BATCHES[:5], between[0], *BATCHES[5:10], between[1], *BATCHES[10:]]
+    assert steps_of(tmp_path, rows, "loss") == list(range(20))
+
+
+def test_batches_logged_less_often_keep_their_place(tmp_path):
+    rows = [
+        row if row["batch"] == 2 else {name: row[name] for name in ("epoch", "batch", "loss")}
+        for row in BATCHES
+    ]
+    assert steps_of(tmp_path, rows, "norm") == [2, 7, 12, 17]
+
+
+def test_a_run_resumed_at_an_earlier_epoch_is_placed_there(tmp_path):
+    again = [*BATCHES[10:], {"epoch": 4, "batch": 0, "loss": 1.0}]
+    steps = steps_of(tmp_path, [*BATCHES[:18], *again], "loss")
+    assert steps == [*range(18), *range(10, 21)]
