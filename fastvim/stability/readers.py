@@ -20,6 +20,8 @@ EVENTS = "tfevents"
 REVIEWED, REPORTED = "fastvim-review", ".fastvim"
 CSV_ENDINGS = {".csv", ".tsv", ".txt"}
 LINES_ENDINGS = {".jsonl", ".ndjson"}
+# MAE's code and what came of it write JSON lines by this name; other text of it is none.
+LINES_TEXT = "log.txt"
 # In a folder only these JSON documents are logs by their name; others are configurations.
 DOCUMENTS = {"trainer_state.json", "metrics.json", "history.json", "log_history.json"}
 
@@ -99,7 +101,8 @@ def find_logs(paths: Iterable[Path]) -> list[Log]:
             if not found:
                 raise UserError(
                     f"{path}: no log in this folder (looked for TensorBoard event files, .csv, "
-                    f".tsv, .jsonl, .ndjson, {', '.join(sorted(DOCUMENTS))})"
+                    f".tsv, .jsonl, .ndjson, {LINES_TEXT} of JSON lines, "
+                    f"{', '.join(sorted(DOCUMENTS))})"
                 )
             logs += found
         elif path.is_file():
@@ -195,6 +198,9 @@ def _is_log(path: Path) -> bool:
     if EVENTS in path.name and path.name.endswith((REVIEWED, REPORTED)):
         return False
     ending = path.suffix.lower()
+    if path.name == LINES_TEXT:
+        start = _start_of(path)
+        return start is None or _is_object(start)
     known = ending in CSV_ENDINGS - {".txt"} or ending in LINES_ENDINGS or path.name in DOCUMENTS
     return EVENTS in path.name or known
 
@@ -206,23 +212,33 @@ def _written(path: Path) -> tuple[int, str]:
 
 def _reader(path: Path) -> Reader:
     """The reader for a file, by its name, or by its content where the name says nothing."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096)
-    except OSError:
-        start = b""  # Any reader will do: `Log.poll` says that it cannot be read.
+    # Where it cannot be read any reader will do: `Log.poll` says so.
+    start = _start_of(path) or b""
     ending = path.suffix.lower()
     if EVENTS in path.name:
         return EventReader(path)
     if ending in LINES_ENDINGS:
         return TextReader(path, JsonLines)
     if ending in CSV_ENDINGS:
-        return TextReader(path, CsvLines)
+        return TextReader(path, JsonLines if _is_object(start) else CsvLines)
     if b"\0" in start:
         return EventReader(path)
     if start.lstrip()[:1] in (b"{", b"["):
         return TextReader(path, JsonLines) if _has_rows(start) else DocumentReader(path)
     return TextReader(path, CsvLines)
+
+
+def _start_of(path: Path) -> bytes | None:
+    """The first bytes of a file; None where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4096)
+    except OSError:
+        return None
+
+
+def _is_object(start: bytes) -> bool:
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
 
 
 def _has_rows(start: bytes) -> bool:

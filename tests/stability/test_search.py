@@ -1,0 +1,20 @@
+"""Which files of a folder are logs, and what each is read as."""
+
+from fastvim.stability.readers import read_curves
+
+LINES = '{"train_loss": 2.5, "epoch": 0}\n{"train_loss": 2.25, "epoch": 1}\n'
+
+
+def test_text_and_csv_of_json_lines_are_read_as_such(tmp_path):
+    for name in ("log.txt", "other.txt", "log.csv"):
+        (tmp_path / name).write_text(LINES)
+        (curve,) = read_curves([tmp_path / name])
+        assert curve.tag == "train_loss" and curve.values.tolist() == [2.5, 2.25]
+
+
+def test_a_log_txt_of_json_lines_is_found_and_one_of_words_is_not(tmp_path):
+    for name, text in (("mae", LINES), ("detectron2", "[01/02 12:00:00 d2]: loss: 2.5\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.txt").write_text(text)
+    (curve,) = read_curves([tmp_path])
+    assert curve.path == str(tmp_path / "mae/log.txt")
