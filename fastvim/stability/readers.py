@@ -112,6 +112,15 @@ def find_logs(paths: Iterable[Path]) -> list[Log]:
     return logs
 
 
+def log_files(paths: Iterable[Path]) -> list[Path]:
+    """Every file that would be read at `paths`; none of a folder without a log, as yet."""
+    files = []
+    for path in map(Path, paths):
+        logs = _search(path) if path.is_dir() else []
+        files += [reader.path for log in logs for reader in log.readers] or [path]
+    return files
+
+
 def read_logs(paths: Iterable[Path]) -> list[Log]:
     """The logs at `paths`, read to their ends. Raises UserError on a path or a log that is none."""
     logs = find_logs(paths)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from fastvim.errors import UserError, nearest
 from fastvim.files import write_atomic
-from fastvim.stability.readers import curves_of, read_logs
+from fastvim.stability.readers import curves_of, log_files, read_logs
 from fastvim.stability.review import Review, compare, review_curves, to_json
 from fastvim.stability.review_plot import FORMATS
 
 STANDARD_OUTPUT = Path("-")
+PAGES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,18 @@ class Outputs:
                     f"--plot {self.plot}: the ending says the format, one of .{', .'.join(FORMATS)}"
                     f"{nearest(ending, FORMATS)}"
                 )
+        if self.html is not None and self.html.suffix.lower() not in PAGES:
+            raise UserError(
+                f"--html {self.html}: a page ends in {' or '.join(PAGES)}; --html takes the path "
+                "behind it as the file to write"
+            )
+        files = {file.resolve() for file in log_files(logs)}
         for path in (self.json, self.plot, self.html):
             if path is None or path == STANDARD_OUTPUT:
                 continue
             if path.is_dir():
                 raise UserError(f"{path} is a folder; give the file to write")
-            if any(path.exists() and path.resolve() == Path(log).resolve() for log in logs):
+            if path.exists() and path.resolve() in files:
                 raise UserError(f"{path} is one of the logs; writing it would overwrite the log")
         if self.json not in (None, STANDARD_OUTPUT) and not _replaceable(self.json):
             raise UserError(
