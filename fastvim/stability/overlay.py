@@ -16,7 +16,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastvim.files import write_atomic
-from fastvim.stability.curves import current, envelope
+from fastvim.stability.curves import envelope
 from fastvim.stability.readers import EVENTS, REVIEWED
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, number, steps, words
@@ -76,7 +76,7 @@ def _scalars(curves) -> list[tuple[float, Summary.Value]]:
 
 def _curve(entry: Review) -> tuple[np.ndarray, np.ndarray]:
     """The curve as far as it is finite, with every peak; (n,) each."""
-    at, values = current(entry.curve.steps, entry.curve.values)
+    at, values = entry.curve.steps, entry.curve.values
     finite = np.isfinite(values)
     return envelope(at[finite], values[finite], MOST_POINTS // 2)
 
@@ -90,7 +90,7 @@ def _event(now: float, step: float, value: Summary.Value) -> bytes:
 def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
     """The limits outside episodes and the values inside them, by step; (n,) each, MOST_POINTS at
     most: of many episodes the highest, and of each its peak."""
-    logged_steps, logged = current(entry.curve.steps, entry.curve.values)
+    logged_steps, logged = entry.curve.steps, entry.curve.values
     highest = sorted(entry.episodes, key=lambda episode: episode.height)[-MOST_POINTS // 2 :]
     at, values = [], []
     for episode in highest:
@@ -102,7 +102,7 @@ def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
         drawn = np.unique(np.concatenate([others, peak]))
         at.append(logged_steps[drawn])
         values.append(logged[drawn])
-    limit_steps, limits = current(entry.trend[0], entry.limits)
+    limit_steps, limits = entry.trend[0], entry.limits
     outside = np.flatnonzero(np.isfinite(limits))
     drawn = _thinned(outside, MOST_POINTS - sum(map(len, at)))
     at.append(limit_steps[drawn])

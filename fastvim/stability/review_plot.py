@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastvim.errors import UserError
-from fastvim.stability.curves import current, envelope
+from fastvim.stability.curves import envelope
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, words
 
@@ -66,12 +66,12 @@ def baseline_of(entry: Review, baselines: list[Review]) -> Review | None:
 
 def draw(panel: Axes, entry: Review, base: Review | None = None) -> None:
     """Draw a curve, its trend, its episodes with class and height, and a baseline's trend."""
-    steps, values = current(entry.curve.steps, entry.curve.values)
+    steps, values = entry.curve.steps, entry.curve.values
     finite = np.isfinite(values)
     panel.plot(*envelope(steps[finite], values[finite]), color=LINE, linewidth=0.7)
-    panel.plot(*current(*entry.trend), color=TREND, linewidth=1.0)
+    panel.plot(*entry.trend, color=TREND, linewidth=1.0)
     if base is not None:
-        at, levels = current(*base.trend)
+        at, levels = base.trend
         # A longer baseline would press the curve together.
         near = at <= steps.max() if len(steps) else at > -np.inf
         panel.plot(
