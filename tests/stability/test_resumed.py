@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastvim.stability import SpikeDetector
 from fastvim.stability.curves import LoggedCurve
 from fastvim.stability.review import compare, review
 
@@ -34,3 +35,17 @@ def test_the_share_in_episodes_is_of_the_values_that_count():
     curve.values[500] += 3
     (episode,) = review(curve).episodes
     assert review(curve).share_in_episodes == episode.duration / COUNT
+
+
+def test_a_run_of_high_values_that_was_replaced_begins_no_episode():
+    # Four high values before the crash, and after it a value only a little high.
+    noise = 0.05 * np.random.default_rng(3).standard_normal(1200)
+    before, again = np.append(1 + noise[:1000], [1.285] * 4), 1 + noise[990:]
+    again[0] = 1.15
+    steps = np.append(np.arange(1004), np.arange(990, 1200))
+    values = np.append(before, again)
+    detector = SpikeDetector()
+    detector.extend(steps[:1004], values[:1004])
+    assert detector.open_episode is None and detector.run_length == 4
+    detector.extend(steps[1004:], values[1004:])
+    assert detector.episodes == [] and detector.open_episode is None
