@@ -43,7 +43,8 @@ def plot(reviews: list[Review], kind: str, baselines: list[Review] | None = None
     for panel, entry in zip(axes, reviews, strict=True):
         base = baseline_of(entry, baselines or [])
         draw(panel, entry, base)
-        panel.set_title(f"{label(entry, reviews)}: {words(entry)}", loc="left", fontsize=10)
+        title = f"{label(entry, reviews)}: {words(entry)}"
+        panel.set_title(title, loc="left", fontsize=10, parse_math=False)
     return save(figure, kind)
 
 
@@ -83,7 +84,8 @@ def draw(panel: Axes, entry: Review, base: Review | None = None) -> None:
         panel.set_yscale("log")
     _mark(panel, entry, steps, values)
     panel.set_xlabel("step", fontsize=9)
-    panel.set_ylabel(entry.curve.tag, fontsize=9)
+    # A name with dollars is no formula; the ticks of a logarithmic axis are.
+    panel.set_ylabel(entry.curve.tag, fontsize=9, parse_math=False)
     panel.tick_params(labelsize=8)
     panel.margins(x=0.01, y=0.12)
     for side in ("top", "right"):

@@ -30,3 +30,21 @@ def test_no_output_takes_the_place_of_a_log(tmp_path, monkeypatch, arguments, me
     result = run(*arguments)
     assert result.exit_code == 2 and message in result.output, result.output
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == logs
+
+
+def test_names_are_no_markup(tmp_path):
+    (tmp_path / "pool=[mean]").mkdir()
+    path = tmp_path / "pool=[mean]" / "a.csv"
+    path.write_text("step,loss [/red]\n" + "1,1\n" * 50 + "2,nan\n")
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    shown = "".join(result.stdout.split())  # The columns of the table are folded.
+    assert "pool=[mean]/a.csv" in shown and "loss[/red]" in shown
+
+
+def test_names_are_no_formulas(tmp_path):
+    path = tmp_path / "$x$_^$$.csv"
+    path.write_text("step,loss $_$\n" + "1,1\n" * 50)
+    result = run(path, "--plot", tmp_path / "a.svg", "--html", tmp_path / "a.html")
+    assert result.exit_code == 0, result.output
+    assert "loss $_$" in (tmp_path / "a.html").read_text()
