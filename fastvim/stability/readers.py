@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvim.errors import UserError, nearest
+from fastvim.files import files_below
 from fastvim.stability.curves import LoggedCurve, choose_tags, is_loss
 from fastvim.stability.events import EventReader
 from fastvim.stability.tables import CsvLines, DocumentReader, JsonLines, TextReader
@@ -172,7 +173,7 @@ def tags_of(log: Log, tags: tuple[str, ...]) -> list[str]:
 def _search(folder: Path) -> list[Log]:
     """One log for each folder with event files, else one for each table in it."""
     files: dict[Path, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(files_below(folder)):
         if path.is_file() and _is_log(path):
             files.setdefault(path.parent, []).append(path)
     logs = []

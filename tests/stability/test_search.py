@@ -18,3 +18,15 @@ def test_a_log_txt_of_json_lines_is_found_and_one_of_words_is_not(tmp_path):
         (tmp_path / name / "log.txt").write_text(text)
     (curve,) = read_curves([tmp_path])
     assert curve.path == str(tmp_path / "mae/log.txt")
+
+
+def test_links_to_folders_are_searched_each_folder_once(tmp_path):
+    for name in ("runs/kept", "scratch/moved"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "log.csv").write_text("step,loss\n1,2\n")
+    runs = tmp_path / "runs"
+    (runs / "again").symlink_to("kept")
+    (runs / "loop").symlink_to(runs)
+    (runs / "moved").symlink_to(tmp_path / "scratch/moved")
+    found = [curve.path.removeprefix(f"{runs}/") for curve in read_curves([runs])]
+    assert found == ["kept/log.csv", "moved/log.csv"]
