@@ -59,24 +59,26 @@ class Outputs:
     ) -> tuple[str, list[Path]]:
         """Write the files; the text for standard output and the paths written.
 
-        lost: what could not be read of the logs, for the page.
+        lost: what could not be read of the logs, for the page. All is made before any is written;
+        raises UserError where it cannot be.
         """
-        written = []
         everything = baselines + reviews
-        text = to_json(everything) if self.json == STANDARD_OUTPUT else ""
-        if self.json is not None and not text:
-            write_atomic(self.json, to_json(everything))
-            written.append(self.json)
+        text, files = "", {}
+        if self.json == STANDARD_OUTPUT:
+            text = to_json(everything)
+        elif self.json is not None:
+            files[self.json] = to_json(everything)
         if self.plot is not None:
             from fastvim.stability.review_plot import plot
 
-            write_atomic(self.plot, plot(everything, self.plot.suffix[1:].lower(), baselines))
-            written.append(self.plot)
+            files[self.plot] = plot(everything, self.plot.suffix[1:].lower(), baselines)
         if self.html is not None:
             from fastvim.stability.review_page import page
 
-            write_atomic(self.html, page(everything, baselines, lost))
-            written.append(self.html)
+            files[self.html] = page(everything, baselines, lost)
+        for path, content in files.items():
+            write_atomic(path, content)
+        written = list(files)
         if self.tensorboard is not None:
             from fastvim.stability.overlay import write_overlay
 

@@ -37,7 +37,11 @@ def plot(reviews: list[Review], kind: str, baselines: list[Review] | None = None
     if kind not in FORMATS:
         raise UserError(f"a plot is .{', .'.join(FORMATS)}; got .{kind}")
     if len(reviews) > MOST:
-        raise UserError(f"{len(reviews)} curves are too many for one plot; choose with --tag")
+        several = len({entry.curve.tag for entry in reviews}) > 1
+        raise UserError(
+            f"{len(reviews)} curves are too many for one plot, which holds {MOST}; review fewer "
+            f"logs{' or choose with --tag' if several else ''}, or write a page (--html) of all"
+        )
     figure = Figure(figsize=(9, 2.9 * len(reviews) + 0.3), layout="constrained")
     axes = figure.subplots(len(reviews), 1, squeeze=False)[:, 0]
     for panel, entry in zip(axes, reviews, strict=True):

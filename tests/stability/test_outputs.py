@@ -48,3 +48,13 @@ def test_names_are_no_formulas(tmp_path):
     result = run(path, "--plot", tmp_path / "a.svg", "--html", tmp_path / "a.html")
     assert result.exit_code == 0, result.output
     assert "loss $_$" in (tmp_path / "a.html").read_text()
+
+
+def test_too_many_curves_for_a_plot_write_nothing(tmp_path):
+    for name in range(41):
+        (tmp_path / f"{name}.csv").write_text(LOG)
+    outputs = [tmp_path / "out.json", tmp_path / "out.svg"]
+    result = run(tmp_path, "--json", outputs[0], "--plot", outputs[1])
+    assert result.exit_code == 2
+    assert "41 curves are too many" in result.stderr and "fewer logs, or write" in result.stderr
+    assert not any(path.exists() for path in outputs)
