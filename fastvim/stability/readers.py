@@ -255,7 +255,7 @@ def _has_rows(start: bytes) -> bool:
     """Whether the first line is a JSON object by itself: then the file is JSON lines."""
     try:
         return isinstance(json.loads(start.split(b"\n")[0]), dict) and b"\n" in start.strip()
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -93,7 +93,7 @@ def _replaceable(path: Path) -> bool:
         entries = json.loads(content) if content.strip() else []
     except FileNotFoundError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(entries, list) and all(
         isinstance(entry, dict) and "spike_score" in entry for entry in entries

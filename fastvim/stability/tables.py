@@ -32,12 +32,15 @@ class CsvLines:
         """Take a line; False if it cannot be read."""
         if self.header is None:
             self.delimiter = max(DELIMITERS, key=line.count)
+        try:
             cells = self._cells(line)
+        except csv.Error:  # A cell of more than 131,072 characters, say.
+            return False
+        if self.header is None:
             if any(_number(cell) is None and cell.lower() not in MISSING for cell in cells):
                 self.header = cells
                 return True
             self.header = _names(len(cells))
-        cells = self._cells(line)
         if cells == self.header:
             # A resumed run wrote its header again.
             return True
@@ -71,16 +74,21 @@ class JsonLines:
         """Take a line; False if it is not a JSON object, or as `take_object` says."""
         try:
             document = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return isinstance(document, dict) and self.take_object(document)
 
     def take_object(self, document: dict) -> bool:
-        """Take an object that is a row; False if it has a loss that could not be taken.
+        """Take an object that is a row; False if it has a loss that could not be taken, or a number
+        beyond all bounds or depth.
 
         A summary at the end of a log has no step either, and is no damage.
         """
-        return not any(map(is_loss, self.rows.add(dict(_flat(document)))))
+        try:
+            row = dict(_flat(document))
+        except (OverflowError, RecursionError):
+            return False
+        return not any(map(is_loss, self.rows.add(row)))
 
 
 class TextReader:
@@ -168,7 +176,11 @@ class DocumentReader:
         status = self.path.stat()
         stamp = (status.st_mtime_ns, status.st_size)
         if stamp != self.stamp:
-            self.curves, bad = document_curves(json.loads(self.path.read_bytes()))
+            try:
+                document = json.loads(self.path.read_bytes())
+            except RecursionError:
+                raise ValueError("it is nested too deeply") from None
+            self.curves, bad = document_curves(document)
             first = f"{self.path.name}: {len(bad)} row(s) skipped, the first is row"
             self.lost = [f"{first} {bad[0]}"] if bad else []
             self.stamp = stamp

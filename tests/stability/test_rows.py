@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fastvim.errors import UserError
 from fastvim.stability.readers import read_curves
 
 
@@ -76,3 +77,26 @@ def test_a_run_resumed_at_an_earlier_epoch_is_placed_there(tmp_path):
     again = [*BATCHES[10:], {"epoch": 4, "batch": 0, "loss": 1.0}]
     steps = steps_of(tmp_path, [*BATCHES[:18], *again], "loss")
     assert steps == [*range(18), *range(10, 21)]
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("log.jsonl", '{"step": 2, "loss": ' + "9" * 400 + "}"),
+        ("log.jsonl", "[" * 100_000),
+        ("log.jsonl", '{"a":' * 5000 + "1" + "}" * 5000),
+        ("log.csv", '2,"' + "x" * 200_000 + '"'),
+    ],
+)
+def test_a_line_beyond_all_bounds_is_skipped_and_said(tmp_path, name, bad):
+    first, last = ("step,loss\n", "1,1") if "csv" in name else ("", '{"step": 1, "loss": 1}')
+    (tmp_path / name).write_text(f"{first}{last}\n{bad}\n{last}\n")
+    (curve,) = read_curves([tmp_path / name])
+    assert curve.values.tolist() == [1, 1] and "1 line(s) skipped" in curve.lost[0]
+
+
+@pytest.mark.parametrize("name", ["log.json", "metrics"])
+def test_a_document_nested_too_deeply_is_an_error(tmp_path, name):
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not JSON: it is nested too deeply"):
+        read_curves([tmp_path / name])
