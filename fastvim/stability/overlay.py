@@ -23,6 +23,8 @@ from fastvim.stability.review_table import label, number, steps, words
 
 # TensorBoard keeps so many points of a curve, chosen at random where there are more.
 MOST_POINTS = 1000
+# How the run of a log's findings is named, after the log's own.
+EPISODES = "-episodes"
 
 
 def write_overlay(reviews: list[Review], folder: Path) -> list[Path]:
@@ -34,21 +36,32 @@ def write_overlay(reviews: list[Review], folder: Path) -> list[Path]:
     noise is seen in any. A log that is no event file gets a run for its curve too. An earlier
     review's files are replaced. Returns the files. Raises UserError if one cannot be written.
     """
-    files: dict[Path, list[Review]] = {}
+    logs: dict[str, list[Review]] = {}
     for entry in reviews:
-        log = label(entry, reviews).removesuffix(f" {entry.curve.tag}")
-        name = re.sub(r"[^\w.-]+", "_", log).strip("_.") or "log"
-        files.setdefault(folder / name, []).append(entry)
-    written = []
-    for place, entries in files.items():
+        logs.setdefault(entry.curve.path, []).append(entry)
+    written, taken = [], set()
+    for entries in logs.values():
+        place = folder / _free_name(entries[0], reviews, taken)
         path = Path(entries[0].curve.path)
         if not path.is_dir() and EVENTS not in path.name:
             curves = [(entry.curve.tag, *_curve(entry)) for entry in entries]
             written.append(_write(place, _scalars(curves)))
         overlay = _scalars([(entry.curve.tag, *overlay_points(entry)) for entry in entries])
         overlay += [(0, _text(entry)) for entry in entries]
-        written.append(_write(place.with_name(f"{place.name}-episodes"), overlay))
+        written.append(_write(place.with_name(f"{place.name}{EPISODES}"), overlay))
     return written
+
+
+def _free_name(entry: Review, reviews: list[Review], taken: set[str]) -> str:
+    """A folder's name for the log of `entry`, whose runs no other log has; it is then taken."""
+    log = label(entry, reviews).removesuffix(f" {entry.curve.tag}")
+    plain = name = re.sub(r"[^\w.-]+", "_", log).strip("_.") or "log"
+    number = 1
+    while {name, name + EPISODES} & taken:
+        number += 1
+        name = f"{plain}-{number}"
+    taken |= {name, name + EPISODES}
+    return name
 
 
 def _write(place: Path, records: list[tuple[float, Summary.Value]]) -> Path:

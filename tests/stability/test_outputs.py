@@ -58,3 +58,13 @@ def test_too_many_curves_for_a_plot_write_nothing(tmp_path):
     assert result.exit_code == 2
     assert "41 curves are too many" in result.stderr and "fewer logs, or write" in result.stderr
     assert not any(path.exists() for path in outputs)
+
+
+def test_logs_with_names_alike_have_runs_of_their_own(tmp_path):
+    for name in ("a b.csv", "a_b.csv", "a_b.csv-episodes"):
+        (tmp_path / name).write_text(LOG)
+    logs = [tmp_path / "a b.csv", tmp_path / "a_b.csv", tmp_path / "a_b.csv-episodes"]
+    assert run(*logs, "--write-tensorboard", tmp_path / "runs").exit_code == 0
+    # The curve and the findings of each.
+    folders = list((tmp_path / "runs").iterdir())
+    assert [len(list(folder.iterdir())) for folder in folders] == [1] * 6
