@@ -110,9 +110,9 @@ def review_paths(
     """
     base_logs = [] if baseline is None else read_logs([baseline])
     baselines = review_curves(curves_of(base_logs, tags)) if base_logs else []
-    known = {entry.curve.path for entry in baselines}
+    known = {Path(entry.curve.path).resolve() for entry in baselines}
     logs = read_logs(paths)
-    curves = [curve for curve in curves_of(logs, tags) if curve.path not in known]
+    curves = [curve for curve in curves_of(logs, tags) if Path(curve.path).resolve() not in known]
     reviews = review_curves(curves)
     if baselines:
         compare(reviews, baselines)

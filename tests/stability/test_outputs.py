@@ -1,5 +1,8 @@
 """What a review writes, and that it writes over no log."""
 
+import json
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -68,3 +71,13 @@ def test_logs_with_names_alike_have_runs_of_their_own(tmp_path):
     # The curve and the findings of each.
     folders = list((tmp_path / "runs").iterdir())
     assert [len(list(folder.iterdir())) for folder in folders] == [1] * 6
+
+
+def test_a_baseline_named_in_another_way_is_not_compared_with_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("base.csv", "other.csv"):
+        (tmp_path / "runs" / name).write_text(LOG)
+    result = run("runs", "--baseline", tmp_path / "runs/base.csv", "--json")
+    logs = json.loads(result.stdout)
+    assert [Path(log["path"]).name for log in logs] == ["base.csv", "other.csv"]
