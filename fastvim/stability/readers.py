@@ -14,7 +14,7 @@ from fastvim.errors import UserError, nearest
 from fastvim.files import files_below
 from fastvim.stability.curves import LoggedCurve, choose_tags, is_loss
 from fastvim.stability.events import EventReader
-from fastvim.stability.tables import CsvLines, DocumentReader, JsonLines, TextReader
+from fastvim.stability.tables import UTF16, CsvLines, DocumentReader, JsonLines, TextReader
 
 EVENTS = "tfevents"
 # How event files end that a review wrote, or a report: they are findings, not logs.
@@ -239,12 +239,13 @@ def _reader(path: Path) -> Reader:
 
 
 def _start_of(path: Path) -> bytes | None:
-    """The first bytes of a file; None where it cannot be read."""
+    """The first bytes of a file, of UTF-16 as UTF-8; None where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(4096)
+            start = file.read(4096)
     except OSError:
         return None
+    return start.decode("utf-16", "replace").encode() if start.startswith(UTF16) else start
 
 
 def _is_object(start: bytes) -> bool:

@@ -7,6 +7,7 @@ JSON lines, transformers' trainer_state.json, a history as lists.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from fastvim.stability.rows import Curves, Rows
 MISSING = {"", "none", "null", "na", "n/a", "-"}
 NOT_FINITE = {"nan", "inf", "infinity"}
 DELIMITERS = ",\t;"
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class CsvLines:
@@ -107,6 +109,7 @@ class TextReader:
         self.position = 0
         self.line_number = 0
         self.pending = b""
+        self.utf16: codecs.IncrementalDecoder | None = None
         self.bad_lines: list[int] = []
         self.torn = False
 
@@ -123,7 +126,11 @@ class TextReader:
         with open(self.path, "rb") as file:
             file.seek(self.position)
             data = file.read()
+        if self.position == 0 and data.startswith(UTF16):
+            self.utf16 = codecs.getincrementaldecoder("utf-16")("replace")
         self.position += len(data)
+        if self.utf16:
+            data = self.utf16.decode(data).encode()
         whole, end, self.pending = (self.pending + data).rpartition(b"\n")
         if end:
             self._take_lines(whole.split(b"\n"))

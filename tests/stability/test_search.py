@@ -30,3 +30,11 @@ def test_links_to_folders_are_searched_each_folder_once(tmp_path):
     (runs / "moved").symlink_to(tmp_path / "scratch/moved")
     found = [curve.path.removeprefix(f"{runs}/") for curve in read_curves([runs])]
     assert found == ["kept/log.csv", "moved/log.csv"]
+
+
+def test_utf16_is_read(tmp_path):
+    for name, text in (("a.csv", "step,loss\n1,2\n2,nan\n"), ("log.txt", LINES), ("b", LINES)):
+        path = tmp_path / name
+        path.write_bytes(text.encode("utf-16"))
+        (curve,) = read_curves([path])
+        assert len(curve.values) == 2 and curve.lost == []
