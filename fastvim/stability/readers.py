@@ -108,6 +108,8 @@ def find_logs(paths: Iterable[Path]) -> list[Log]:
             logs += found
         elif path.is_file():
             logs.append(Log(path, [_reader(path)]))
+        elif path.exists():
+            raise UserError(f"{path}: a pipe is not read; write what comes out of it to a file")
         else:
             raise UserError(f"{path}: no such file or folder{_beside(path)}")
     return logs

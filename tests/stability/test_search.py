@@ -1,5 +1,10 @@
 """Which files of a folder are logs, and what each is read as."""
 
+import os
+
+import pytest
+
+from fastvim.errors import UserError
 from fastvim.stability.readers import read_curves
 
 LINES = '{"train_loss": 2.5, "epoch": 0}\n{"train_loss": 2.25, "epoch": 1}\n'
@@ -38,3 +43,9 @@ def test_utf16_is_read(tmp_path):
         path.write_bytes(text.encode("utf-16"))
         (curve,) = read_curves([path])
         assert len(curve.values) == 2 and curve.lost == []
+
+
+def test_a_pipe_is_said_to_be_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: a pipe is not read"):
+        read_curves([tmp_path / "pipe"])
