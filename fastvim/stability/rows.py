@@ -67,8 +67,10 @@ class Rows:
             tags = [tag for tag in tags if tag not in lost]
         if epoch_name is not None:
             self.epoch = row[epoch_name]
-        # An epoch that is the step itself, or the row's place, does not start over.
-        before = self._place(step, tags) if rank < EPOCH_RANK else 0.0
+        # An epoch that is the step itself, or the row's place, does not start over; and only a row
+        # that has its epoch tells one that does from a resume.
+        dated = tags if epoch_name is not None else []
+        before = self._place(step, dated) if rank < EPOCH_RANK else 0.0
         for tag in tags:
             curve = self.curves.get(tag)
             if curve is None:
@@ -80,7 +82,7 @@ class Rows:
         return lost
 
     def _place(self, step: float, tags: list[str]) -> float:
-        """How many steps lie before the batches of this epoch."""
+        """How many steps lie before the batches of this epoch, which may begin in these curves."""
         at = bisect_right(self.epochs, self.epoch)
         before = known = self.before[at - 1] if at else 0.0
         for tag in tags:

@@ -100,3 +100,10 @@ def test_a_document_nested_too_deeply_is_an_error(tmp_path, name):
     (tmp_path / name).write_text("[" * 100_000)
     with pytest.raises(UserError, match="is not JSON: it is nested too deeply"):
         read_curves([tmp_path / name])
+
+
+def test_an_epoch_that_validation_alone_logs_makes_no_resume_a_new_epoch(tmp_path):
+    train = [{"step": step, "loss": 1.0} for step in range(20)]
+    first, second = ({"epoch": e, "step": 10 * e, "val_loss": 1.0} for e in (1, 2))
+    rows = [*train[:10], first, *train[10:], second, *train[15:]]
+    assert steps_of(tmp_path, rows, "loss") == [*range(20), *range(15, 20)]
