@@ -25,7 +25,8 @@ def files_below(folder: Path) -> Iterator[Path]:
 
     Each folder is searched once, by a way without links where there is one, so no loop is endless.
     """
-    seen, waiting = set(), [folder]
+    seen: set[str] = set()
+    waiting = [folder]
     for start in waiting:
         for place, folders, names in os.walk(start):
             real = os.path.realpath(place)

@@ -39,7 +39,8 @@ def write_overlay(reviews: list[Review], folder: Path) -> list[Path]:
     logs: dict[str, list[Review]] = {}
     for entry in reviews:
         logs.setdefault(entry.curve.path, []).append(entry)
-    written, taken = [], set()
+    written: list[Path] = []
+    taken: set[str] = set()
     for entries in logs.values():
         place = folder / _free_name(entries[0], reviews, taken)
         path = Path(entries[0].curve.path)

@@ -63,7 +63,8 @@ class Outputs:
         raises UserError where it cannot be.
         """
         everything = baselines + reviews
-        text, files = "", {}
+        text = ""
+        files: dict[Path, str | bytes] = {}
         if self.json == STANDARD_OUTPUT:
             text = to_json(everything)
         elif self.json is not None:
