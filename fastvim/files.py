@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastvim.errors import UserError
@@ -17,6 +18,25 @@ def make_folder(path: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write in {path}: {error.strerror or error}") from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, in no order, through links to folders too.
+
+    Each folder is searched once, by a way without links where there is one, so no loop is endless.
+    """
+    seen: set[str] = set()
+    waiting = [folder]
+    for start in waiting:
+        for place, folders, names in os.walk(start):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            below = [Path(place, name) for name in folders]
+            waiting += sorted(path for path in below if path.is_symlink())
+            yield from (Path(place, name) for name in names)
 
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:

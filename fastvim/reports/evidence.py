@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fastvim.errors import UserError
 from fastvim.experiments.record import FILE
+from fastvim.files import files_below
 from fastvim.reports.gather import gather
 
 RESULTS = "results.json"
@@ -23,7 +24,7 @@ def collect_results(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of results")
     results, problems = [], []
-    found = {path.parent for name in (FILE, RESULTS) for path in folder.rglob(name)}
+    found = {path.parent for path in files_below(folder) if path.name in (FILE, RESULTS)}
     for place in sorted(found):
         try:
             result = gather(place) if (place / FILE).exists() else _read(place / RESULTS)

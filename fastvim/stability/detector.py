@@ -206,6 +206,7 @@ class SpikeDetector:
 
     def _go_back(self, step: float) -> None:
         """Take the level that the curve had at `step`; before any place, start from nothing."""
+        self.run_end = -1  # A run of high values that was replaced goes on in none.
         later = [place for place in self.places if place[0] >= step]
         self.places = [place for place in self.places if place[0] < step]
         if not self.places:

@@ -16,13 +16,15 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastvim.files import write_atomic
-from fastvim.stability.curves import current, envelope
+from fastvim.stability.curves import envelope
 from fastvim.stability.readers import EVENTS, REVIEWED
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, number, steps, words
 
 # TensorBoard keeps so many points of a curve, chosen at random where there are more.
 MOST_POINTS = 1000
+# How the run of a log's findings is named, after the log's own.
+EPISODES = "-episodes"
 
 
 def write_overlay(reviews: list[Review], folder: Path) -> list[Path]:
@@ -34,21 +36,33 @@ def write_overlay(reviews: list[Review], folder: Path) -> list[Path]:
     noise is seen in any. A log that is no event file gets a run for its curve too. An earlier
     review's files are replaced. Returns the files. Raises UserError if one cannot be written.
     """
-    files: dict[Path, list[Review]] = {}
+    logs: dict[str, list[Review]] = {}
     for entry in reviews:
-        log = label(entry, reviews).removesuffix(f" {entry.curve.tag}")
-        name = re.sub(r"[^\w.-]+", "_", log).strip("_.") or "log"
-        files.setdefault(folder / name, []).append(entry)
-    written = []
-    for place, entries in files.items():
+        logs.setdefault(entry.curve.path, []).append(entry)
+    written: list[Path] = []
+    taken: set[str] = set()
+    for entries in logs.values():
+        place = folder / _free_name(entries[0], reviews, taken)
         path = Path(entries[0].curve.path)
         if not path.is_dir() and EVENTS not in path.name:
             curves = [(entry.curve.tag, *_curve(entry)) for entry in entries]
             written.append(_write(place, _scalars(curves)))
         overlay = _scalars([(entry.curve.tag, *overlay_points(entry)) for entry in entries])
         overlay += [(0, _text(entry)) for entry in entries]
-        written.append(_write(place.with_name(f"{place.name}-episodes"), overlay))
+        written.append(_write(place.with_name(f"{place.name}{EPISODES}"), overlay))
     return written
+
+
+def _free_name(entry: Review, reviews: list[Review], taken: set[str]) -> str:
+    """A folder's name for the log of `entry`, whose runs no other log has; it is then taken."""
+    log = label(entry, reviews).removesuffix(f" {entry.curve.tag}")
+    plain = name = re.sub(r"[^\w.-]+", "_", log).strip("_.") or "log"
+    number = 1
+    while {name, name + EPISODES} & taken:
+        number += 1
+        name = f"{plain}-{number}"
+    taken |= {name, name + EPISODES}
+    return name
 
 
 def _write(place: Path, records: list[tuple[float, Summary.Value]]) -> Path:
@@ -76,7 +90,7 @@ def _scalars(curves) -> list[tuple[float, Summary.Value]]:
 
 def _curve(entry: Review) -> tuple[np.ndarray, np.ndarray]:
     """The curve as far as it is finite, with every peak; (n,) each."""
-    at, values = current(entry.curve.steps, entry.curve.values)
+    at, values = entry.curve.steps, entry.curve.values
     finite = np.isfinite(values)
     return envelope(at[finite], values[finite], MOST_POINTS // 2)
 
@@ -90,7 +104,7 @@ def _event(now: float, step: float, value: Summary.Value) -> bytes:
 def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
     """The limits outside episodes and the values inside them, by step; (n,) each, MOST_POINTS at
     most: of many episodes the highest, and of each its peak."""
-    logged_steps, logged = current(entry.curve.steps, entry.curve.values)
+    logged_steps, logged = entry.curve.steps, entry.curve.values
     highest = sorted(entry.episodes, key=lambda episode: episode.height)[-MOST_POINTS // 2 :]
     at, values = [], []
     for episode in highest:
@@ -102,7 +116,7 @@ def overlay_points(entry: Review) -> tuple[np.ndarray, np.ndarray]:
         drawn = np.unique(np.concatenate([others, peak]))
         at.append(logged_steps[drawn])
         values.append(logged[drawn])
-    limit_steps, limits = current(entry.trend[0], entry.limits)
+    limit_steps, limits = entry.trend[0], entry.limits
     outside = np.flatnonzero(np.isfinite(limits))
     drawn = _thinned(outside, MOST_POINTS - sum(map(len, at)))
     at.append(limit_steps[drawn])

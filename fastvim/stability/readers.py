@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from fastvim.errors import UserError, nearest
+from fastvim.files import files_below
 from fastvim.stability.curves import LoggedCurve, choose_tags, is_loss
 from fastvim.stability.events import EventReader
-from fastvim.stability.tables import CsvLines, DocumentReader, JsonLines, TextReader
+from fastvim.stability.tables import UTF16, CsvLines, DocumentReader, JsonLines, TextReader
 
 EVENTS = "tfevents"
 # How event files end that a review wrote, or a report: they are findings, not logs.
 REVIEWED, REPORTED = "fastvim-review", ".fastvim"
 CSV_ENDINGS = {".csv", ".tsv", ".txt"}
 LINES_ENDINGS = {".jsonl", ".ndjson"}
+# MAE's code and what came of it write JSON lines by this name; other text of it is none.
+LINES_TEXT = "log.txt"
 # In a folder only these JSON documents are logs by their name; others are configurations.
 DOCUMENTS = {"trainer_state.json", "metrics.json", "history.json", "log_history.json"}
 
@@ -99,14 +102,26 @@ def find_logs(paths: Iterable[Path]) -> list[Log]:
             if not found:
                 raise UserError(
                     f"{path}: no log in this folder (looked for TensorBoard event files, .csv, "
-                    f".tsv, .jsonl, .ndjson, {', '.join(sorted(DOCUMENTS))})"
+                    f".tsv, .jsonl, .ndjson, {LINES_TEXT} of JSON lines, "
+                    f"{', '.join(sorted(DOCUMENTS))})"
                 )
             logs += found
         elif path.is_file():
             logs.append(Log(path, [_reader(path)]))
+        elif path.exists():
+            raise UserError(f"{path}: a pipe is not read; write what comes out of it to a file")
         else:
             raise UserError(f"{path}: no such file or folder{_beside(path)}")
     return logs
+
+
+def log_files(paths: Iterable[Path]) -> list[Path]:
+    """Every file that would be read at `paths`; none of a folder without a log, as yet."""
+    files = []
+    for path in map(Path, paths):
+        logs = _search(path) if path.is_dir() else []
+        files += [reader.path for log in logs for reader in log.readers] or [path]
+    return files
 
 
 def read_logs(paths: Iterable[Path]) -> list[Log]:
@@ -160,7 +175,7 @@ def tags_of(log: Log, tags: tuple[str, ...]) -> list[str]:
 def _search(folder: Path) -> list[Log]:
     """One log for each folder with event files, else one for each table in it."""
     files: dict[Path, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(files_below(folder)):
         if path.is_file() and _is_log(path):
             files.setdefault(path.parent, []).append(path)
     logs = []
@@ -195,6 +210,9 @@ def _is_log(path: Path) -> bool:
     if EVENTS in path.name and path.name.endswith((REVIEWED, REPORTED)):
         return False
     ending = path.suffix.lower()
+    if path.name == LINES_TEXT:
+        start = _start_of(path)
+        return start is None or _is_object(start)
     known = ending in CSV_ENDINGS - {".txt"} or ending in LINES_ENDINGS or path.name in DOCUMENTS
     return EVENTS in path.name or known
 
@@ -206,18 +224,15 @@ def _written(path: Path) -> tuple[int, str]:
 
 def _reader(path: Path) -> Reader:
     """The reader for a file, by its name, or by its content where the name says nothing."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096)
-    except OSError:
-        start = b""  # Any reader will do: `Log.poll` says that it cannot be read.
+    # Where it cannot be read any reader will do: `Log.poll` says so.
+    start = _start_of(path) or b""
     ending = path.suffix.lower()
     if EVENTS in path.name:
         return EventReader(path)
     if ending in LINES_ENDINGS:
         return TextReader(path, JsonLines)
     if ending in CSV_ENDINGS:
-        return TextReader(path, CsvLines)
+        return TextReader(path, JsonLines if _is_object(start) else CsvLines)
     if b"\0" in start:
         return EventReader(path)
     if start.lstrip()[:1] in (b"{", b"["):
@@ -225,11 +240,25 @@ def _reader(path: Path) -> Reader:
     return TextReader(path, CsvLines)
 
 
+def _start_of(path: Path) -> bytes | None:
+    """The first bytes of a file, of UTF-16 as UTF-8; None where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return None
+    return start.decode("utf-16", "replace").encode() if start.startswith(UTF16) else start
+
+
+def _is_object(start: bytes) -> bool:
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+
+
 def _has_rows(start: bytes) -> bool:
     """Whether the first line is a JSON object by itself: then the file is JSON lines."""
     try:
         return isinstance(json.loads(start.split(b"\n")[0]), dict) and b"\n" in start.strip()
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from fastvim.errors import UserError, nearest
 from fastvim.files import write_atomic
-from fastvim.stability.readers import curves_of, read_logs
+from fastvim.stability.readers import curves_of, log_files, read_logs
 from fastvim.stability.review import Review, compare, review_curves, to_json
 from fastvim.stability.review_plot import FORMATS
 
 STANDARD_OUTPUT = Path("-")
+PAGES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,18 @@ class Outputs:
                     f"--plot {self.plot}: the ending says the format, one of .{', .'.join(FORMATS)}"
                     f"{nearest(ending, FORMATS)}"
                 )
+        if self.html is not None and self.html.suffix.lower() not in PAGES:
+            raise UserError(
+                f"--html {self.html}: a page ends in {' or '.join(PAGES)}; --html takes the path "
+                "behind it as the file to write"
+            )
+        files = {file.resolve() for file in log_files(logs)}
         for path in (self.json, self.plot, self.html):
             if path is None or path == STANDARD_OUTPUT:
                 continue
             if path.is_dir():
                 raise UserError(f"{path} is a folder; give the file to write")
-            if any(path.exists() and path.resolve() == Path(log).resolve() for log in logs):
+            if path.exists() and path.resolve() in files:
                 raise UserError(f"{path} is one of the logs; writing it would overwrite the log")
         if self.json not in (None, STANDARD_OUTPUT) and not _replaceable(self.json):
             raise UserError(
@@ -52,24 +59,27 @@ class Outputs:
     ) -> tuple[str, list[Path]]:
         """Write the files; the text for standard output and the paths written.
 
-        lost: what could not be read of the logs, for the page.
+        lost: what could not be read of the logs, for the page. All is made before any is written;
+        raises UserError where it cannot be.
         """
-        written = []
         everything = baselines + reviews
-        text = to_json(everything) if self.json == STANDARD_OUTPUT else ""
-        if self.json is not None and not text:
-            write_atomic(self.json, to_json(everything))
-            written.append(self.json)
+        text = ""
+        files: dict[Path, str | bytes] = {}
+        if self.json == STANDARD_OUTPUT:
+            text = to_json(everything)
+        elif self.json is not None:
+            files[self.json] = to_json(everything)
         if self.plot is not None:
             from fastvim.stability.review_plot import plot
 
-            write_atomic(self.plot, plot(everything, self.plot.suffix[1:].lower(), baselines))
-            written.append(self.plot)
+            files[self.plot] = plot(everything, self.plot.suffix[1:].lower(), baselines)
         if self.html is not None:
             from fastvim.stability.review_page import page
 
-            write_atomic(self.html, page(everything, baselines, lost))
-            written.append(self.html)
+            files[self.html] = page(everything, baselines, lost)
+        for path, content in files.items():
+            write_atomic(path, content)
+        written = list(files)
         if self.tensorboard is not None:
             from fastvim.stability.overlay import write_overlay
 
@@ -84,7 +94,7 @@ def _replaceable(path: Path) -> bool:
         entries = json.loads(content) if content.strip() else []
     except FileNotFoundError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(entries, list) and all(
         isinstance(entry, dict) and "spike_score" in entry for entry in entries
@@ -101,9 +111,9 @@ def review_paths(
     """
     base_logs = [] if baseline is None else read_logs([baseline])
     baselines = review_curves(curves_of(base_logs, tags)) if base_logs else []
-    known = {entry.curve.path for entry in baselines}
+    known = {Path(entry.curve.path).resolve() for entry in baselines}
     logs = read_logs(paths)
-    curves = [curve for curve in curves_of(logs, tags) if curve.path not in known]
+    curves = [curve for curve in curves_of(logs, tags) if Path(curve.path).resolve() not in known]
     reviews = review_curves(curves)
     if baselines:
         compare(reviews, baselines)

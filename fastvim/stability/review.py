@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
 from fastvim.errors import UserError
 from fastvim.stability.alternatives import spike_score
-from fastvim.stability.curves import LoggedCurve
+from fastvim.stability.curves import LoggedCurve, current
 from fastvim.stability.detector import SpikeDetector
 from fastvim.stability.episodes import Episode
 from fastvim.stability.settings import Settings
@@ -25,9 +25,9 @@ TREND_POINTS = 1000
 class Review:
     """What was found in one curve.
 
-    final_level: the detector's level at the end, in the unit of the curve. trend: (steps, levels)
-    of at most TREND_POINTS points, and limits: above what a value was an outlier there; NaN inside
-    episodes.
+    curve: the values that count, without those that a resumed run went back over. final_level: the
+    detector's level at the end, in the unit of the curve. trend: (steps, levels) of at most
+    TREND_POINTS points, and limits: above what a value was an outlier there; NaN inside episodes.
     """
 
     curve: LoggedCurve
@@ -86,13 +86,15 @@ def review(curve: LoggedCurve, settings: Settings | None = None) -> Review:
     final = open_episode.inner if open_episode is not None else math.nan
     if not math.isfinite(final):
         final = detector.baseline.level
+    _, counted = current(curve.steps, np.arange(count))
+    drawn = np.isin(cuts[1:] - 1, counted)
     return Review(
-        curve=curve,
+        curve=replace(curve, steps=curve.steps[counted], values=curve.values[counted]),
         episodes=detector.episodes,
-        spike_score=spike_score(curve.values),
+        spike_score=spike_score(curve.values[counted]),
         final_level=float(final),
-        trend=(np.array(steps), np.array(levels)),
-        limits=np.array(limits),
+        trend=(np.array(steps)[drawn], np.array(levels)[drawn]),
+        limits=np.array(limits)[drawn],
     )
 
 
@@ -153,10 +155,9 @@ def _below_from(run: Review, base: Review) -> float | None:
 
 
 def _finite_trend(entry: Review) -> tuple[np.ndarray, np.ndarray]:
-    """The trend by rising step, outside episodes."""
+    """The trend outside episodes."""
     steps, levels = entry.trend
-    kept = np.flatnonzero(np.isfinite(levels))
-    kept = kept[np.argsort(steps[kept], kind="stable")]
+    kept = np.isfinite(levels)
     return steps[kept], levels[kept]
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastvim.errors import UserError
-from fastvim.stability.curves import current, envelope
+from fastvim.stability.curves import envelope
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import label, words
 
@@ -37,13 +37,18 @@ def plot(reviews: list[Review], kind: str, baselines: list[Review] | None = None
     if kind not in FORMATS:
         raise UserError(f"a plot is .{', .'.join(FORMATS)}; got .{kind}")
     if len(reviews) > MOST:
-        raise UserError(f"{len(reviews)} curves are too many for one plot; choose with --tag")
+        several = len({entry.curve.tag for entry in reviews}) > 1
+        raise UserError(
+            f"{len(reviews)} curves are too many for one plot, which holds {MOST}; review fewer "
+            f"logs{' or choose with --tag' if several else ''}, or write a page (--html) of all"
+        )
     figure = Figure(figsize=(9, 2.9 * len(reviews) + 0.3), layout="constrained")
     axes = figure.subplots(len(reviews), 1, squeeze=False)[:, 0]
     for panel, entry in zip(axes, reviews, strict=True):
         base = baseline_of(entry, baselines or [])
         draw(panel, entry, base)
-        panel.set_title(f"{label(entry, reviews)}: {words(entry)}", loc="left", fontsize=10)
+        title = f"{label(entry, reviews)}: {words(entry)}"
+        panel.set_title(title, loc="left", fontsize=10, parse_math=False)
     return save(figure, kind)
 
 
@@ -66,12 +71,12 @@ def baseline_of(entry: Review, baselines: list[Review]) -> Review | None:
 
 def draw(panel: Axes, entry: Review, base: Review | None = None) -> None:
     """Draw a curve, its trend, its episodes with class and height, and a baseline's trend."""
-    steps, values = current(entry.curve.steps, entry.curve.values)
+    steps, values = entry.curve.steps, entry.curve.values
     finite = np.isfinite(values)
     panel.plot(*envelope(steps[finite], values[finite]), color=LINE, linewidth=0.7)
-    panel.plot(*current(*entry.trend), color=TREND, linewidth=1.0)
+    panel.plot(*entry.trend, color=TREND, linewidth=1.0)
     if base is not None:
-        at, levels = current(*base.trend)
+        at, levels = base.trend
         # A longer baseline would press the curve together.
         near = at <= steps.max() if len(steps) else at > -np.inf
         panel.plot(
@@ -83,7 +88,8 @@ def draw(panel: Axes, entry: Review, base: Review | None = None) -> None:
         panel.set_yscale("log")
     _mark(panel, entry, steps, values)
     panel.set_xlabel("step", fontsize=9)
-    panel.set_ylabel(entry.curve.tag, fontsize=9)
+    # A name with dollars is no formula; the ticks of a logarithmic axis are.
+    panel.set_ylabel(entry.curve.tag, fontsize=9, parse_math=False)
     panel.tick_params(labelsize=8)
     panel.margins(x=0.01, y=0.12)
     for side in ("top", "right"):

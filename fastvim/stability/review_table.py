@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from rich.markup import escape
 from rich.table import Table
 
 from fastvim.stability.episodes import NONFINITE
@@ -65,8 +66,8 @@ def _run_cells(review: Review, compared: bool) -> list[str]:
     curve = review.curve
     span = f"{steps(curve.steps.min())}..{steps(curve.steps.max())}" if len(curve.steps) else "-"
     cells = [
-        curve.path,
-        curve.tag,
+        escape(curve.path),
+        escape(curve.tag),
         str(len(curve.values)),
         span,
         words(review),
@@ -99,7 +100,7 @@ def _episodes(reviews: list[Review]) -> Table:
     for review in reviews:
         for episode in review.episodes:
             table.add_row(
-                label(review, reviews),
+                escape(label(review, reviews)),
                 episode.kind,
                 steps(episode.start_step),
                 steps(episode.peak_step),

@@ -7,16 +7,19 @@ JSON lines, transformers' trainer_state.json, a history as lists.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastvim.stability.curves import is_loss
 from fastvim.stability.rows import Curves, Rows
 
 MISSING = {"", "none", "null", "na", "n/a", "-"}
 NOT_FINITE = {"nan", "inf", "infinity"}
 DELIMITERS = ",\t;"
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class CsvLines:
@@ -31,12 +34,15 @@ class CsvLines:
         """Take a line; False if it cannot be read."""
         if self.header is None:
             self.delimiter = max(DELIMITERS, key=line.count)
+        try:
             cells = self._cells(line)
+        except csv.Error:  # A cell of more than 131,072 characters, say.
+            return False
+        if self.header is None:
             if any(_number(cell) is None and cell.lower() not in MISSING for cell in cells):
                 self.header = cells
                 return True
             self.header = _names(len(cells))
-        cells = self._cells(line)
         if cells == self.header:
             # A resumed run wrote its header again.
             return True
@@ -50,7 +56,7 @@ class CsvLines:
             elif cell.lower() not in MISSING and name in self.rows.curves:
                 # Text in a column of numbers is damage; a column of text is none.
                 return False
-        return self.rows.add(row)
+        return not self.rows.add(row)
 
     def _cells(self, line: str) -> list[str]:
         if '"' in line:
@@ -67,16 +73,24 @@ class JsonLines:
         self.rows = Rows()
 
     def take(self, line: str) -> bool:
-        """Take a line; False if it is not a JSON object."""
+        """Take a line; False if it is not a JSON object, or as `take_object` says."""
         try:
             document = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return isinstance(document, dict) and self.take_object(document)
 
     def take_object(self, document: dict) -> bool:
-        """Take an object that is a row."""
-        return self.rows.add(dict(_flat(document)))
+        """Take an object that is a row; False if it has a loss that could not be taken, or a number
+        beyond all bounds or depth.
+
+        A summary at the end of a log has no step either, and is no damage.
+        """
+        try:
+            row = dict(_flat(document))
+        except (OverflowError, RecursionError):
+            return False
+        return not any(map(is_loss, self.rows.add(row)))
 
 
 class TextReader:
@@ -95,6 +109,7 @@ class TextReader:
         self.position = 0
         self.line_number = 0
         self.pending = b""
+        self.utf16: codecs.IncrementalDecoder | None = None
         self.bad_lines: list[int] = []
         self.torn = False
 
@@ -111,7 +126,11 @@ class TextReader:
         with open(self.path, "rb") as file:
             file.seek(self.position)
             data = file.read()
+        if self.position == 0 and data.startswith(UTF16):
+            self.utf16 = codecs.getincrementaldecoder("utf-16")("replace")
         self.position += len(data)
+        if self.utf16:
+            data = self.utf16.decode(data).encode()
         whole, end, self.pending = (self.pending + data).rpartition(b"\n")
         if end:
             self._take_lines(whole.split(b"\n"))
@@ -164,32 +183,36 @@ class DocumentReader:
         status = self.path.stat()
         stamp = (status.st_mtime_ns, status.st_size)
         if stamp != self.stamp:
-            self.curves = document_curves(json.loads(self.path.read_bytes()))
+            try:
+                document = json.loads(self.path.read_bytes())
+            except RecursionError:
+                raise ValueError("it is nested too deeply") from None
+            self.curves, bad = document_curves(document)
+            first = f"{self.path.name}: {len(bad)} row(s) skipped, the first is row"
+            self.lost = [f"{first} {bad[0]}"] if bad else []
             self.stamp = stamp
 
     def finish(self) -> None:
         """Nothing is pending."""
 
 
-def document_curves(document: object) -> Curves:
-    """Curves of a parsed JSON document; empty where it holds none."""
+def document_curves(document: object) -> tuple[Curves, list[int]]:
+    """Curves of a parsed JSON document, none where it holds none; the rows that were not taken."""
     if isinstance(document, dict):
         for key in ("log_history", "history", "logs"):
             if isinstance(document.get(key), list | dict):
                 return document_curves(document[key])
         columns = {key: value for key, value in document.items() if isinstance(value, list)}
-        if not columns:
-            return {}
-        length = max(map(len, columns.values()))
+        length = max(map(len, columns.values()), default=0)
         document = [
             {key: column[i] for key, column in columns.items() if i < len(column)}
             for i in range(length)
         ]
-    lines = JsonLines()
-    for row in document if isinstance(document, list) else []:
-        if isinstance(row, dict):
-            lines.take_object(row)
-    return lines.rows.curves
+    lines, bad = JsonLines(), []
+    for place, row in enumerate(document if isinstance(document, list) else [], 1):
+        if isinstance(row, dict) and not lines.take_object(row):
+            bad.append(place)
+    return lines.rows.curves, bad
 
 
 def _names(columns: int) -> list[str]:
