@@ -40,10 +40,9 @@ class Outputs:
                 f"--html {self.html}: a page ends in {' or '.join(PAGES)}; --html takes the path "
                 "behind it as the file to write"
             )
-        files = {file.resolve() for file in log_files(logs)}
-        for path in (self.json, self.plot, self.html):
-            if path is None or path == STANDARD_OUTPUT:
-                continue
+        written = [p for p in (self.json, self.plot, self.html) if p not in (None, STANDARD_OUTPUT)]
+        files = {file.resolve() for file in log_files(logs)} if written else set()
+        for path in written:
             if path.is_dir():
                 raise UserError(f"{path} is a folder; give the file to write")
             if path.exists() and path.resolve() in files:
