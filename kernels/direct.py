@@ -51,7 +51,7 @@ class Operator:
 
     def __call__(self, *arguments):
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        if is_watched(tensors):
+        if tensors[0].is_meta or is_watched(tensors):
             return self._registered(*arguments)
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
             return self._implementation(*arguments)

@@ -28,6 +28,11 @@ def test_modes_see_the_operator():
     assert torch.equal(watched, scan(*tensors()))
 
 
+def test_tensors_without_data_meet_the_operator():
+    elsewhere = [tensor.to("meta") for tensor in tensors()]
+    assert scan(*elsewhere).shape == scan(*tensors()).shape
+
+
 def test_subclasses_see_the_operator():
     x, weight = torch.randn(3, 8), torch.ones(8)
     y = rms_norm(TwoTensor(x, 2 + x), weight, 1e-5)
