@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from timm.layers import DropPath, resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from fastvim.errors import UserError
@@ -15,7 +16,7 @@ from fastvim.kernels.block_schema import Kept
 from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
-from fastvim.models.mixer import Mixer, RMSNorm, has_hooks
+from fastvim.models.mixer import Mixer, RMSNorm, is_untouched
 
 
 class Block(nn.Module):
@@ -55,12 +56,18 @@ class Block(nn.Module):
 
     def _replaceable(self, layout: ScanLayout) -> bool:
         """Whether the fused operator may run in place of the modules."""
-        parts = (self.norm, self.drop_path)
+        norm, mixer, drop_path = self.norm, self.mixer, self.drop_path
         return (
-            type(self.norm) is RMSNorm
-            and (type(self.drop_path) is nn.Identity or not self.training)
-            and not any(map(has_hooks, parts))
-            and self.mixer.replaceable(layout)
+            not _has_any_global_hook()
+            and type(norm) is RMSNorm
+            and is_untouched(norm)
+            and (
+                type(drop_path) is nn.Identity
+                or (isinstance(drop_path, DropPath) and not drop_path.training)
+            )
+            and is_untouched(drop_path)
+            and isinstance(mixer, Mixer)
+            and mixer.replaceable(layout)
         )
 
 
@@ -82,7 +89,7 @@ def run_operators(
 
 def _is_as_defined(block: nn.Module) -> bool:
     """Whether calling the block is `Block.forward` and nothing else."""
-    return type(block) is Block and "forward" not in block.__dict__ and not has_hooks(block)
+    return type(block) is Block and is_untouched(block)
 
 
 def run_blocks(
