@@ -273,11 +273,15 @@ class VisionMamba(nn.Module):
     def get_classifier(self) -> nn.Module | None:
         return self.head
 
+    def check_global_pool(self, global_pool: str | None) -> None:
+        """UserError unless it is how this model's head pools, in timm's words, or None."""
+        own = "avg" if self.class_token_place is None else "token"
+        if global_pool not in (None, own):
+            raise UserError(f"global_pool is {global_pool!r}; this model has {own!r}")
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes` classes; 0 removes it."""
-        pools = ("avg",) if self.class_token_place is None else ("token",)
-        if global_pool not in (None, *pools):
-            raise UserError(f"global_pool is {global_pool!r}; this model has {pools[0]!r}")
+        self.check_global_pool(global_pool)
         self.num_classes = num_classes
         self.config = self.config.model_copy(update={"num_classes": num_classes})
         self.head = None
