@@ -22,7 +22,7 @@ from fastvim.kernels.block_schema import (
     as_ran,
     check_block,
 )
-from fastvim.kernels.direct import is_watched
+from fastvim.kernels.direct import is_watched, refuse_tangents
 from fastvim.kernels.operator import like, scatter_back
 
 
@@ -49,11 +49,13 @@ def residual_blocks(
     """Tokens (B, L, d_model) after one block after the other.
 
     `observer` is called with each block's place, what it kept, and its output; what is kept
-    carries no gradient. Raises ValueError for shapes, dtypes and devices that do not fit.
+    carries no gradient. Raises ValueError for shapes, dtypes and devices that do not fit, and
+    NotImplementedError in forward-mode differentiation.
     """
     for block in blocks:
         check_block(x, block)
     tensors = [tensor for block in blocks for tensor in block.tensors()]
+    refuse_tangents((x, *tensors))
     learns = _first_that_learns(x, blocks)
     first = learns if observer is None else 0
     ran: list[Ran] = []
@@ -108,6 +110,7 @@ class _ResidualBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y):
+        refuse_tangents((grad_y,))
         # With `create_graph` by the operator, which refuses second derivatives where this would
         # leave them out in silence.
         backward = _backward if torch.is_grad_enabled() else cpu_block.backward

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from operator_cases import needs_cpu_backend, scan_inputs
+from torch.autograd import forward_ad
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,6 +57,40 @@ def test_second_derivatives_are_refused():
     gradient, *_ = torch.autograd.grad(scan(*leaves).sum(), leaves, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         torch.autograd.grad(gradient.sum(), leaves)
+
+
+def forward_mode(function, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x))).tangent
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        forward_mode,
+        lambda function, x: torch.func.jvp(function, (x,), (x,)),
+        lambda function, x: torch.func.jacfwd(function)(x),
+        lambda function, x: torch.vmap(lambda row: torch.func.jvp(function, (row,), (row,)))(
+            x[None]
+        ),
+        lambda function, x: torch.func.jvp(torch.vmap(function), (x[None],), (x[None],)),
+    ],
+    ids=["forward_ad", "jvp", "jacfwd", "mapped jvp", "jvp of mapped"],
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_forward_mode_derivatives_are_refused(derive):
+    """PyTorch drops the tangents of such operators: the derivatives would be zeros."""
+    u, *others = tensors()
+    model = create_model("fastvim_femto", image_size=8).requires_grad_(False)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        derive(lambda u: scan(u, *others), u)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        derive(model, torch.randn(2, 1, 8, 8))
+    y = model.requires_grad_()(torch.randn(2, 1, 8, 8))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        forward_mode(lambda grad_y: torch.autograd.grad(y, model.pos_embed, grad_y)[0], y.detach())
+    with forward_ad.dual_level():
+        assert torch.equal(scan(u, *others), scan(*map(torch.clone, (u, *others))))
 
 
 def test_another_default_device_changes_nothing():
