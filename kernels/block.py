@@ -29,12 +29,14 @@ from fastvim.kernels.operator import like, scatter_back
 def can_fuse(x: Tensor, blocks: Sequence[BlockArguments]) -> bool:
     """Whether `residual_blocks` may replace the modules: one dtype, the cpu backend.
 
-    Not while tracing, so that counters of operations see the parts.
+    Not while tracing, so that counters of operations see the parts, nor inside `torch.func`'s
+    transforms, which map no operator that takes lists.
     """
     weights = [weight for block in blocks for weight in block.tensors()[:DIFFERENTIATED]]
     return (
         x.device.type == "cpu"
         and not torch.jit.is_tracing()
+        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         and not torch.is_autocast_enabled("cpu")
         and all(w is None or w.dtype == x.dtype for w in weights)
         and backends.choose("cpu", x.dtype) == "cpu"

@@ -93,6 +93,20 @@ def test_forward_mode_derivatives_are_refused(derive):
         assert torch.equal(scan(u, *others), scan(*map(torch.clone, (u, *others))))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_model_is_mapped():
+    models = [create_model("fastvim_femto", image_size=8, seed=seed) for seed in (0, 1)]
+    weights, buffers = torch.func.stack_module_state(models)
+    x = torch.randn(2, 1, 8, 8)
+
+    def run(weights, buffers):
+        return torch.func.functional_call(models[0], (weights, buffers), (x,))
+
+    with torch.no_grad():
+        mapped = torch.vmap(run)(weights, buffers)
+        torch.testing.assert_close(mapped, torch.stack([model(x) for model in models]))
+
+
 def test_another_default_device_changes_nothing():
     x, weight = torch.randn(3, 4, 8), torch.randn(8)
     given, expected = tensors(), scan(*tensors())
