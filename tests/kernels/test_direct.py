@@ -86,11 +86,16 @@ def test_forward_mode_derivatives_are_refused(derive):
         derive(lambda u: scan(u, *others), u)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         derive(model, torch.randn(2, 1, 8, 8))
-    y = model.requires_grad_()(torch.randn(2, 1, 8, 8))
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        forward_mode(lambda grad_y: torch.autograd.grad(y, model.pos_embed, grad_y)[0], y.detach())
     with forward_ad.dual_level():
         assert torch.equal(scan(u, *others), scan(*map(torch.clone, (u, *others))))
+
+
+def test_forward_mode_derivatives_of_a_backward_are_refused():
+    model = create_model("fastvim_femto", image_size=8)
+    x = torch.randn(2, 1, 8, 8)
+    [y] = model.forward_intermediates(x, 1, intermediates_only=True)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        forward_mode(lambda grad_y: torch.autograd.grad(y, model.pos_embed, grad_y)[0], y.detach())
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
