@@ -314,7 +314,7 @@ class VisionMamba(nn.Module):
             place = 0 if before.class_token == "head" else tokens // 2
             self.class_token_place = place
             pos = torch.cat([pos[:, :place], token_pos, pos[:, place:]], dim=1)
-        self.pos_embed = nn.Parameter(pos)
+        self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad)
         self._lay_out()
         self.layouts.to(pos.device)
 
