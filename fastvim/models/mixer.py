@@ -101,15 +101,13 @@ class Mixer(nn.Module):
     def _attends(self, layout: ScanLayout) -> bool:
         return self.pool_query is not None and layout.steps is not None
 
-    def _calls_norm(self) -> bool:
-        """Whether the norm is to be called, because it is not what the operator computes."""
+    def _norm_to_call(self) -> nn.Module | None:
+        """The norm if it is not what the operator computes; else None, also if there is none."""
         norm = self.norm
-        if norm is None:
-            return False
-        if type(norm) is not nn.LayerNorm or norm.weight is None:
-            return True
+        if norm is None or type(norm) is not nn.LayerNorm or norm.weight is None:
+            return norm
         # Hooks that are there while tracing are the tracer's, which takes the operator as it is.
-        return not is_untouched(norm) and not torch.jit.is_tracing()
+        return None if is_untouched(norm) or torch.jit.is_tracing() else norm
 
     def replaceable(self, layout: ScanLayout) -> bool:
         """Whether nothing but its weights and settings would tell it from the operator."""
@@ -119,7 +117,7 @@ class Mixer(nn.Module):
         return (
             all(type(p) is nn.Linear and p.bias is None for p in projections)
             and all(map(is_untouched, projections))
-            and not self._calls_norm()
+            and self._norm_to_call() is None
         )
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
@@ -128,8 +126,8 @@ class Mixer(nn.Module):
         Where tokens are missing, `divisor` makes the mean the sum over a constant.
         """
         weights, settings = self.weights(), self.settings(layout, divisor)
-        calls_norm = self._calls_norm()
-        if calls_norm:
+        norm = self._norm_to_call()
+        if norm is not None:
             weights = weights._replace(norm_weight=None, norm_bias=None)
             settings["gate"] = False
         xz = self.in_proj(x)
@@ -138,8 +136,8 @@ class Mixer(nn.Module):
             y, pooled, scanned = reference.pooled_mixer(xz, weights, layout, **settings)
         else:
             y, pooled, scanned = kernels.pooled_mixer(xz, weights, layout, **settings)
-        if calls_norm:
-            y = self.norm(y)
+        if norm is not None:
+            y = norm(y)
             if self.config.gates:
                 y = y * F.silu(xz.chunk(2, dim=-1)[1])
         if self.observer is not None:
