@@ -22,19 +22,21 @@ from fastvim.kernels.block_schema import (
     as_ran,
     check_block,
 )
-from fastvim.kernels.direct import is_watched
+from fastvim.kernels.direct import is_watched, refuse_tangents
 from fastvim.kernels.operator import like, scatter_back
 
 
 def can_fuse(x: Tensor, blocks: Sequence[BlockArguments]) -> bool:
     """Whether `residual_blocks` may replace the modules: one dtype, the cpu backend.
 
-    Not while tracing, so that counters of operations see the parts.
+    Not while tracing, so that counters of operations see the parts, nor inside `torch.func`'s
+    transforms, which map no operator that takes lists.
     """
     weights = [weight for block in blocks for weight in block.tensors()[:DIFFERENTIATED]]
     return (
         x.device.type == "cpu"
         and not torch.jit.is_tracing()
+        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         and not torch.is_autocast_enabled("cpu")
         and all(w is None or w.dtype == x.dtype for w in weights)
         and backends.choose("cpu", x.dtype) == "cpu"
@@ -49,11 +51,13 @@ def residual_blocks(
     """Tokens (B, L, d_model) after one block after the other.
 
     `observer` is called with each block's place, what it kept, and its output; what is kept
-    carries no gradient. Raises ValueError for shapes, dtypes and devices that do not fit.
+    carries no gradient. Raises ValueError for shapes, dtypes and devices that do not fit, and
+    NotImplementedError in forward-mode differentiation.
     """
     for block in blocks:
         check_block(x, block)
     tensors = [tensor for block in blocks for tensor in block.tensors()]
+    refuse_tangents((x, *tensors))
     learns = _first_that_learns(x, blocks)
     first = learns if observer is None else 0
     ran: list[Ran] = []
@@ -108,6 +112,7 @@ class _ResidualBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y):
+        refuse_tangents((grad_y,))
         # With `create_graph` by the operator, which refuses second derivatives where this would
         # leave them out in silence.
         backward = _backward if torch.is_grad_enabled() else cpu_block.backward

@@ -18,15 +18,18 @@ def largest_error(backend: str, device: torch.device) -> float:
     """Largest relative error of `backend` on `device` in float32, over outputs and all gradients.
 
     The error of a tensor is its largest difference from the `reference` backend in float64, as a
-    share of that one's largest magnitude. Whatever the backend raises passes through.
+    share of that one's largest magnitude; NaN where any value is. Whatever the backend raises
+    passes through.
     """
     inputs = _inputs()
     exact = _outputs_and_gradients("reference", [tensor.double() for tensor in inputs])
     found = _outputs_and_gradients(backend, [tensor.to(device) for tensor in inputs])
-    return max(
-        ((f.cpu().double() - e).abs().max() / e.abs().max()).item()
+    errors = [
+        (f.cpu().double() - e).abs().max() / e.abs().max()
         for f, e in zip(found, exact, strict=True)
-    )
+    ]
+    # Not Python's max, which passes over NaN.
+    return torch.stack(errors).max().item()
 
 
 def _inputs() -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def is_watched(tensors: Iterable[Tensor | None]) -> bool:
@@ -28,6 +29,23 @@ def is_watched(tensors: Iterable[Tensor | None]) -> bool:
             for t in tensors
         )
     )
+
+
+def refuse_tangents(tensors: Iterable[Tensor | None]) -> None:
+    """NotImplementedError for a tensor in forward-mode differentiation: PyTorch drops tangents."""
+    if forward_ad._current_level >= 0 and any(
+        t is not None and _tangent(t) is not None for t in tensors
+    ):
+        raise NotImplementedError(
+            "fastvim's operators have no forward-mode derivatives (torch.func.jvp, jacfwd, "
+            "torch.autograd.forward_ad); use torch.autograd.grad or backward()"
+        )
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    while torch._C._functorch.is_batchedtensor(tensor):  # of which vmap does not tell it
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return forward_ad.unpack_dual(tensor).tangent
 
 
 class Operator:
@@ -51,7 +69,8 @@ class Operator:
 
     def __call__(self, *arguments):
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        if is_watched(tensors):
+        refuse_tangents(tensors)
+        if tensors[0].is_meta or is_watched(tensors):
             return self._registered(*arguments)
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
             return self._implementation(*arguments)

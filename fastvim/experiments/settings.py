@@ -217,6 +217,7 @@ def _masking(
         model = ModelConfig(image_size=model.image_size, patch_size=model.patch_size)
     try:
         masking.check(model)
+        masking.check_loss(model)
     except UserError as error:
         key, _, reason = str(error).partition(": ")
         kind = "masking" if key in MaskingConfig.model_fields else "model"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from timm.layers import DropPath, resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from fastvim.errors import UserError
@@ -15,7 +16,7 @@ from fastvim.kernels.block_schema import Kept
 from fastvim.kernels.flops import mixer_work
 from fastvim.models.config import IMAGE_AXES, ModelConfig
 from fastvim.models.initialisation import initialise
-from fastvim.models.mixer import Mixer, RMSNorm, has_hooks
+from fastvim.models.mixer import Mixer, RMSNorm, is_untouched
 
 
 class Block(nn.Module):
@@ -55,12 +56,18 @@ class Block(nn.Module):
 
     def _replaceable(self, layout: ScanLayout) -> bool:
         """Whether the fused operator may run in place of the modules."""
-        parts = (self.norm, self.drop_path)
+        norm, mixer, drop_path = self.norm, self.mixer, self.drop_path
         return (
-            type(self.norm) is RMSNorm
-            and (type(self.drop_path) is nn.Identity or not self.training)
-            and not any(map(has_hooks, parts))
-            and self.mixer.replaceable(layout)
+            not _has_any_global_hook()
+            and type(norm) is RMSNorm
+            and is_untouched(norm)
+            and (
+                type(drop_path) is nn.Identity
+                or (isinstance(drop_path, DropPath) and not drop_path.training)
+            )
+            and is_untouched(drop_path)
+            and isinstance(mixer, Mixer)
+            and mixer.replaceable(layout)
         )
 
 
@@ -82,7 +89,7 @@ def run_operators(
 
 def _is_as_defined(block: nn.Module) -> bool:
     """Whether calling the block is `Block.forward` and nothing else."""
-    return type(block) is Block and "forward" not in block.__dict__ and not has_hooks(block)
+    return type(block) is Block and is_untouched(block)
 
 
 def run_blocks(
@@ -266,11 +273,15 @@ class VisionMamba(nn.Module):
     def get_classifier(self) -> nn.Module | None:
         return self.head
 
+    def check_global_pool(self, global_pool: str | None) -> None:
+        """UserError unless it is how this model's head pools, in timm's words, or None."""
+        own = "avg" if self.class_token_place is None else "token"
+        if global_pool not in (None, own):
+            raise UserError(f"global_pool is {global_pool!r}; this model has {own!r}")
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes` classes; 0 removes it."""
-        pools = ("avg",) if self.class_token_place is None else ("token",)
-        if global_pool not in (None, *pools):
-            raise UserError(f"global_pool is {global_pool!r}; this model has {pools[0]!r}")
+        self.check_global_pool(global_pool)
         self.num_classes = num_classes
         self.config = self.config.model_copy(update={"num_classes": num_classes})
         self.head = None
@@ -303,7 +314,7 @@ class VisionMamba(nn.Module):
             place = 0 if before.class_token == "head" else tokens // 2
             self.class_token_place = place
             pos = torch.cat([pos[:, :place], token_pos, pos[:, place:]], dim=1)
-        self.pos_embed = nn.Parameter(pos)
+        self.pos_embed = nn.Parameter(pos, requires_grad=self.pos_embed.requires_grad)
         self._lay_out()
         self.layouts.to(pos.device)
 

@@ -37,7 +37,6 @@ _WITHOUT_INFLUENCE = {
     "bimamba_type",
     "if_bimamba",
     "if_abs_pos_embed",
-    "if_divide_out",
     "init_cfg",
     "mask_ratio",
     "norm_pix_loss",
@@ -53,6 +52,7 @@ _DEFAULTS = {
     "collapse_method": "mean",
     "use_norm_after_ssm": True,
     "scaling_factor": 1.0,
+    "if_divide_out": True,
     "if_cls_token": False,
     "use_middle_cls_token": False,
     "norm_epsilon": 1e-5,
@@ -115,10 +115,13 @@ def from_official(state: Mapping[str, Tensor], config: dict) -> nn.Module:
                     raise UserError(f"the checkpoint has no {official!r}{nearest(official, state)}")
                 target = ours[name][index] if len(published) == 2 else ours[name]
                 values = state[official].detach()
-                if values.numel() != target.numel():
+                shape = tuple(target.shape)
+                if name.endswith("conv_weight"):
+                    shape = shape[0], 1, shape[1]  # as a depthwise convolution's is published
+                if tuple(values.shape) != shape:
                     raise UserError(
                         f"{official} has shape {tuple(values.shape)}; this configuration needs "
-                        f"{target.numel()} values"
+                        f"{shape}"
                     )
                 if name.endswith("pos_embed"):
                     values = values[:, _published_places(model).argsort()]
@@ -246,6 +249,10 @@ def _our_config(state: Mapping[str, Tensor], published: dict) -> ModelConfig:
         raise UserError(f"scanpath_type {given['scanpath_type']!r}: it must be rowwise or colwise")
     if given["final_pool_type"] != "mean" and not given["if_cls_token"]:
         raise UserError(f"final_pool_type {given['final_pool_type']!r}: only mean is implemented")
+    if not given["if_divide_out"]:
+        raise UserError(
+            f"if_divide_out {given['if_divide_out']!r}: it must be true, the mean of the directions"
+        )
     axes = ("row", "col") if columnwise else ("col", "row")
     schedule: tuple[str, ...] = axes if given["rotate_every_block"] else axes[:1]
     if family in ("vim", "vim-mae"):
@@ -255,26 +262,29 @@ def _our_config(state: Mapping[str, Tensor], published: dict) -> ModelConfig:
         class_token = "middle" if given["use_middle_cls_token"] else "head"
     depth = _blocks(state, "layers.")
 
-    def shape(name: str) -> torch.Size:
+    def shape(name: str, axes: int) -> torch.Size:
         if name not in state:
             raise UserError(f"the checkpoint has no {name!r}{nearest(name, state)}")
-        return state[name].shape
+        found = state[name].shape
+        if len(found) != axes:
+            raise UserError(f"{name} has shape {tuple(found)}; it must have {axes} axes")
+        return found
 
     first = "layers.0.mixer."
-    d_inner, _, d_conv = shape(first + "conv1d.weight")
-    d_model, in_channels = shape("patch_embed.proj.weight")[:2]
+    d_inner, _, d_conv = shape(first + "conv1d.weight", 3)
+    d_model, in_channels = shape("patch_embed.proj.weight", 4)[:2]
     values = dict(
         image_size=given["img_size"],
         patch_size=given["patch_size"],
         stride=given["stride"],
         in_channels=in_channels,
-        num_classes=shape("head.weight")[0] if "head.weight" in state else 0,
+        num_classes=shape("head.weight", 2)[0] if "head.weight" in state else 0,
         d_model=d_model,
         depth=depth,
-        d_state=shape(first + "A_log")[1],
+        d_state=shape(first + "A_log", 2)[1],
         d_conv=d_conv,
         expand=d_inner // d_model,
-        dt_rank=shape(first + "dt_proj.weight")[1],
+        dt_rank=shape(first + "dt_proj.weight", 2)[1],
         schedule=schedule,
         scan_order=("col", "row") if columnwise else ("row", "col"),
         pooling=given["collapse_method"],

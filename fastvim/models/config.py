@@ -174,3 +174,12 @@ class MaskingConfig(BaseModel):
                 f"mask_ratio: {self.mask_ratio:g} keeps none of {tokens} tokens; "
                 f"{math.floor(1e4 * (1 - 1 / tokens)) / 1e4:g} keeps one"
             )
+
+    def check_loss(self, model: ModelConfig) -> None:
+        """UserError where nothing is removed: the loss would be a mean of nothing."""
+        tokens = model.grid_size[0] * model.grid_size[1]
+        if self.kept_tokens(tokens) == tokens:
+            raise UserError(
+                f"mask_ratio: {self.mask_ratio:g} removes none of {tokens} tokens, and there is "
+                "nothing to predict; it must be greater than 0 and less than 1"
+            )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvim.grid import TokenGrid
-from fastvim.models.backbone import Block, VisionMamba, run_blocks
+from fastvim.models.backbone import Block, LayoutTables, VisionMamba, run_blocks
 from fastvim.models.config import IMAGE_AXES, MaskingConfig, ModelConfig
 from fastvim.models.initialisation import initialise
 from fastvim.models.masking import kept_places
@@ -71,6 +71,7 @@ class MaskedAutoencoder(nn.Module):
             sincos_positions(config.grid_size, config.d_model)[None], requires_grad=False
         )
         rows, cols = config.patch_size
+        self.full_layout = LayoutTables(self.grid.layout(None, config.scan_order))
         self.decoder = Decoder(config, masking, rows * cols * config.in_channels)
         self.init_weights(seed)
 
@@ -88,7 +89,7 @@ class MaskedAutoencoder(nn.Module):
         if noise is None:
             noise = torch.rand(images.shape[0], tokens, device=images.device)
         kept = self.kept_places(noise)
-        pred = self.decoder(self.encode(images, kept), kept, self._full_layout())
+        pred = self.decoder(self.encode(images, kept), kept, self.full_layout())
         mask = torch.ones_like(noise).scatter(1, kept, 0)
         return self.loss(images, pred, mask), pred, mask
 
@@ -123,9 +124,6 @@ class MaskedAutoencoder(nn.Module):
         patches = self._on_grid(images)[batch, kept // width, kept % width]
         weight = projection.weight.permute(0, 2, 3, 1)
         return F.linear(patches.flatten(2), weight.flatten(1), projection.bias)
-
-    def _full_layout(self):
-        return self.grid.layout(None, self.config.scan_order)
 
     def patches(self, images: Tensor) -> Tensor:
         """Images to patches (B, L, P), each in (row, column, channel) order."""

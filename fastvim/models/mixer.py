@@ -32,6 +32,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling a module is its class's `forward` and nothing else."""
+    return "forward" not in module.__dict__ and not has_hooks(module)
+
+
 class Mixer(nn.Module):
     """Mixes tokens (B, L, d_model) by a pooled selective scan in two directions.
 
@@ -64,6 +69,7 @@ class Mixer(nn.Module):
 
     def weights(self, A: Tensor | None = None) -> MixerWeights:
         """The operator's weights, with `A` if given, else what the parameter A_log stands for."""
+        norm = self.norm
         return MixerWeights(
             self.conv_weight,
             self.conv_bias,
@@ -72,8 +78,8 @@ class Mixer(nn.Module):
             self.dt_bias,
             -torch.exp(self.A_log) if A is None else A,
             self.D,
-            None if self.norm is None else self.norm.weight,
-            None if self.norm is None else self.norm.bias,
+            getattr(norm, "weight", None),
+            getattr(norm, "bias", None),
         )
 
     def settings(self, layout: ScanLayout, divisor: int | None = None) -> dict[str, Any]:
@@ -89,19 +95,29 @@ class Mixer(nn.Module):
             "scale": scale,
             "merge": config.direction_merge,
             "gate": config.gates,
-            "eps": config.norm_eps,
+            "eps": getattr(self.norm, "eps", config.norm_eps),
         }
 
     def _attends(self, layout: ScanLayout) -> bool:
         return self.pool_query is not None and layout.steps is not None
 
+    def _norm_to_call(self) -> nn.Module | None:
+        """The norm if it is not what the operator computes; else None, also if there is none."""
+        norm = self.norm
+        if norm is None or type(norm) is not nn.LayerNorm or norm.weight is None:
+            return norm
+        # Hooks that are there while tracing are the tracer's, which takes the operator as it is.
+        return None if is_untouched(norm) or torch.jit.is_tracing() else norm
+
     def replaceable(self, layout: ScanLayout) -> bool:
         """Whether nothing but its weights and settings would tell it from the operator."""
-        parts = (self, self.in_proj, self.out_proj)
+        if type(self) is not Mixer or not is_untouched(self) or self._attends(layout):
+            return False
+        projections = (self.in_proj, self.out_proj)
         return (
-            not self._attends(layout)
-            and all(type(p) is nn.Linear and p.bias is None for p in (self.in_proj, self.out_proj))
-            and not any(map(has_hooks, parts))
+            all(type(p) is nn.Linear and p.bias is None for p in projections)
+            and all(map(is_untouched, projections))
+            and self._norm_to_call() is None
         )
 
     def forward(self, x: Tensor, layout: ScanLayout, divisor: int | None = None) -> Tensor:
@@ -109,13 +125,21 @@ class Mixer(nn.Module):
 
         Where tokens are missing, `divisor` makes the mean the sum over a constant.
         """
-        settings = self.settings(layout, divisor)
+        weights, settings = self.weights(), self.settings(layout, divisor)
+        norm = self._norm_to_call()
+        if norm is not None:
+            weights = weights._replace(norm_weight=None, norm_bias=None)
+            settings["gate"] = False
         xz = self.in_proj(x)
         if self._attends(layout):
             settings["pooling"] = self._attention_pool(layout.n_steps)
-            y, pooled, scanned = reference.pooled_mixer(xz, self.weights(), layout, **settings)
+            y, pooled, scanned = reference.pooled_mixer(xz, weights, layout, **settings)
         else:
-            y, pooled, scanned = kernels.pooled_mixer(xz, self.weights(), layout, **settings)
+            y, pooled, scanned = kernels.pooled_mixer(xz, weights, layout, **settings)
+        if norm is not None:
+            y = norm(y)
+            if self.config.gates:
+                y = y * F.silu(xz.chunk(2, dim=-1)[1])
         if self.observer is not None:
             self.observer(self, pooled, scanned, y)
         return self.out_proj(y)

@@ -8,6 +8,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from fastvim.errors import UserError
 from fastvim.models.presets import PRESETS, resolve_config
 
 # timm's names of what ModelConfig calls otherwise.
@@ -52,7 +53,16 @@ def _register(preset: str) -> None:
                 for key, value in settings.items()
                 if value is not None
             }
-            return VisionMamba(resolve_config(preset, overrides))
+            # timm's train.py always says them, if only that there is none.
+            drop_rate = overrides.pop("drop_rate", 0)
+            global_pool = overrides.pop("global_pool", None)
+            if drop_rate:
+                raise UserError(
+                    f"drop_rate is {drop_rate!r}; this model has no dropout, only drop_path_rate"
+                )
+            model = VisionMamba(resolve_config(preset, overrides))
+            model.check_global_pool(global_pool)
+            return model
 
         out_indices = kwargs.pop("out_indices", 3)
         return build_model_with_cfg(

@@ -43,12 +43,11 @@ class StepDraws:
         return self._numbers[module, self._images]
 
 
-class DrawnDropPath(nn.Module):
+class DrawnDropPath(DropPath):
     """Drops the residual branch of an image with probability `drop_prob` and rescales the rest."""
 
     def __init__(self, drop_prob: float, draws: StepDraws) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
+        super().__init__(drop_prob)
         self._draws = draws
         self._index = draws.modules
         draws.modules += 1

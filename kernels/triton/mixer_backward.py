@@ -171,6 +171,8 @@ def pooled_mixer_backward(
     `pooled` and `scanned` are what the forward returned; the convolutions are recomputed.
     `differentiate` runs the backward of the scan.
     """
+    # The kernels address the gradient by xz's strides.
+    xz = xz.contiguous()
     mixer = MixerBackward(xz, weights, layout, **settings)
     grad_xz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     if not mixer.gate:

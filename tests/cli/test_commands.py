@@ -369,6 +369,22 @@ def test_doctor_finds_a_backend_that_is_wrong(monkeypatch):
     assert result.exit_code == 1 and "IS WRONG on cpu" in result.output
 
 
+def test_doctor_finds_a_gradient_that_is_not_a_number(monkeypatch):
+    from fastvim.kernels import cpu, native
+
+    if native.REASON is not None:
+        pytest.skip(f"no second backend: {native.REASON}")
+    right = cpu.selective_scan_backward
+
+    def wrong(*inputs):
+        u, *others = right(*inputs)
+        return [u, *(torch.full_like(gradient, torch.nan) for gradient in others)]
+
+    monkeypatch.setattr(cpu, "selective_scan_backward", wrong)
+    result = fastvim("doctor")
+    assert result.exit_code == 1 and "IS WRONG on cpu" in result.output
+
+
 def test_doctor_says_that_kernels_have_one_thread(monkeypatch):
     from fastvim.kernels import native
 

@@ -176,6 +176,7 @@ def test_a_forgotten_scale_is_a_warning_that_says_what_to_do(file):
             "mask_ratio: 0.99",
             "9:15: pretrained.masking.mask_ratio: 0.99 keeps no",
         ),
+        ("mask_ratio: 0.5", "mask_ratio: 0", "9:15: pretrained.masking.mask_ratio: 0 removes none"),
         ("mask_ratio: 0.5", "mask_ratio: 1", "9:15: pretrained.masking.mask_ratio = 1: Input shou"),
         ("mask_ratio: 0.5", "mask_rato: 0.5", "9:15: unknown key 'pretrained.masking.mask_rato', "),
         ("mask_ratio: 0.5", "pattern: blok", "9:15: pretrained.masking.pattern = 'blok': Input"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from operator_cases import needs_cpu_backend, scan_inputs
+from torch.autograd import forward_ad
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,6 +29,11 @@ def test_modes_see_the_operator():
     assert torch.equal(watched, scan(*tensors()))
 
 
+def test_tensors_without_data_meet_the_operator():
+    elsewhere = [tensor.to("meta") for tensor in tensors()]
+    assert scan(*elsewhere).shape == scan(*tensors()).shape
+
+
 def test_subclasses_see_the_operator():
     x, weight = torch.randn(3, 8), torch.ones(8)
     y = rms_norm(TwoTensor(x, 2 + x), weight, 1e-5)
@@ -51,6 +57,59 @@ def test_second_derivatives_are_refused():
     gradient, *_ = torch.autograd.grad(scan(*leaves).sum(), leaves, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         torch.autograd.grad(gradient.sum(), leaves)
+
+
+def forward_mode(function, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x))).tangent
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        forward_mode,
+        lambda function, x: torch.func.jvp(function, (x,), (x,)),
+        lambda function, x: torch.func.jacfwd(function)(x),
+        lambda function, x: torch.vmap(lambda row: torch.func.jvp(function, (row,), (row,)))(
+            x[None]
+        ),
+        lambda function, x: torch.func.jvp(torch.vmap(function), (x[None],), (x[None],)),
+    ],
+    ids=["forward_ad", "jvp", "jacfwd", "mapped jvp", "jvp of mapped"],
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_forward_mode_derivatives_are_refused(derive):
+    """PyTorch drops the tangents of such operators: the derivatives would be zeros."""
+    u, *others = tensors()
+    model = create_model("fastvim_femto", image_size=8).requires_grad_(False)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        derive(lambda u: scan(u, *others), u)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        derive(model, torch.randn(2, 1, 8, 8))
+    with forward_ad.dual_level():
+        assert torch.equal(scan(u, *others), scan(*map(torch.clone, (u, *others))))
+
+
+def test_forward_mode_derivatives_of_a_backward_are_refused():
+    model = create_model("fastvim_femto", image_size=8)
+    x = torch.randn(2, 1, 8, 8)
+    [y] = model.forward_intermediates(x, 1, intermediates_only=True)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        forward_mode(lambda grad_y: torch.autograd.grad(y, model.pos_embed, grad_y)[0], y.detach())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_model_is_mapped():
+    models = [create_model("fastvim_femto", image_size=8, seed=seed) for seed in (0, 1)]
+    weights, buffers = torch.func.stack_module_state(models)
+    x = torch.randn(2, 1, 8, 8)
+
+    def run(weights, buffers):
+        return torch.func.functional_call(models[0], (weights, buffers), (x,))
+
+    with torch.no_grad():
+        mapped = torch.vmap(run)(weights, buffers)
+        torch.testing.assert_close(mapped, torch.stack([model(x) for model in models]))
 
 
 def test_another_default_device_changes_nothing():

@@ -119,6 +119,22 @@ def check_long_scans_in_chunks(device, monkeypatch):
     assert_right(mixer_errors(device, layout("unpooled, columns first", 6, 8, 1), shape=shape))
 
 
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda xz: xz[:, 1:],
+        lambda xz: xz[:1, 1:].expand(len(xz), -1, -1),
+        lambda xz: xz[:, 1:].transpose(0, 1).contiguous().transpose(0, 1),
+    ],
+    ids=["rows of a longer sequence", "an image expanded", "time first"],
+)
+def check_tokens_that_are_not_contiguous(device, arrange):
+    """The gradient of xz has strides of its own."""
+    shape = {"batch": 2, "length": 7, "channels": 3, "states": 2, "rank": 1}
+    errors = mixer_errors(device, layout("columns", 2, 3, 2), shape=shape, arrange=arrange)
+    assert_right(errors)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def check_half_precision(device, dtype):
     shape = {"batch": 1, "length": 6, "channels": 8, "states": 2, "rank": 1}

@@ -64,9 +64,12 @@ def scan_errors(device, dtype=torch.float32, module=triton, **shape) -> dict[str
 
 
 def mixer_errors(
-    device, layout, dtype=torch.float32, module=triton, shape=None, **settings
+    device, layout, dtype=torch.float32, module=triton, shape=None, arrange=None, **settings
 ) -> dict[str, float]:
-    """Error of each output and gradient of `pooled_mixer`, `shape` as of `mixer_inputs`."""
+    """Error of each output and gradient of `pooled_mixer`, `shape` as of `mixer_inputs`.
+
+    `arrange` makes a view of xz, whose strides the kernels are given.
+    """
     xz, weights = mixer_inputs(**(shape or {}))
     settings = {
         "pooling": "mean",
@@ -77,8 +80,9 @@ def mixer_errors(
         **settings,
     }
     xz = xz.to(dtype)
+    there = xz.to(device) if arrange is None else arrange(xz.to(device))
     weights = MixerWeights(*to(weights, torch.float32))
-    exact = xz.double(), MixerWeights(*to(weights, torch.float64))
+    exact = there.cpu().double(), MixerWeights(*to(weights, torch.float64))
     expected = reference.pooled_mixer(*exact, layout, **settings)
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(expected[0].shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -86,7 +90,7 @@ def mixer_errors(
         grad.double(), *exact, layout, *expected[1:], **settings
     )
 
-    there = xz.to(device), MixerWeights(*to(weights, device))
+    there = there, MixerWeights(*to(weights, device))
     tables = type(layout)(*to(layout, device))
     found = module.pooled_mixer(*there, tables, **settings)
     assert [t.dtype for t in found] == [dtype, torch.float32, torch.float32]

@@ -137,6 +137,9 @@ def test_another_size_interpolates_the_positions():
     assert model.pos_embed.shape == (1, 14 * 28 + 1, 32)
     assert torch.equal(model.pos_embed[:, 14 * 14], before[:, 98])
     assert model(torch.randn(1, 1, 28, 56)).shape == (1, 10)
+    model.pos_embed.requires_grad_(False)
+    model.set_input_size((28, 42))
+    assert not model.pos_embed.requires_grad
     with pytest.raises(ValueError, match="set_input_size"):
         model(torch.randn(1, 1, 28, 28))
 

@@ -109,6 +109,16 @@ def test_keeping_everything_is_the_classifier_backbone():
     torch.testing.assert_close(model.encode(images(), every), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_the_decoders_scan_order_moves_with_the_model():
+    """Its table is no weight, and none is made in a forward, which would be on the CPU."""
+    config = resolve_config("fastvim_femto", {"image_size": 8, "scan_order": ["col", "row"]})
+    model = MaskedAutoencoder(config, MaskingConfig(decoder_width=4, decoder_depth=1))
+    assert not any("layout" in name for name in model.state_dict())
+    elsewhere = torch.device("meta")
+    _, pred, _ = model.to(elsewhere)(torch.empty(1, 1, 8, 8, device=elsewhere))
+    assert pred.shape == (1, 16, 4) and pred.device == elsewhere
+
+
 def test_the_divisor_is_the_full_row_or_the_kept():
     """With one kept token in every row, full divides by the columns and kept by one."""
     kept = torch.arange(6)[None] * 8

@@ -139,6 +139,14 @@ def test_the_dtype_is_kept():
     assert from_official(to_official(model), arguments).pos_embed.dtype == torch.float64
 
 
+def transposed(name: str):
+    return lambda state, config: state.update({name: state[name].transpose(0, -1)})
+
+
+def flattened(name: str):
+    return lambda state, config: state.update({name: state[name].flatten()})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -155,6 +163,15 @@ def test_the_dtype_is_kept():
         (lambda state, config: config.update(model="mae"), "no 'mask_token'"),
         (lambda state, config: state.pop("patch_embed.proj.weight"), "no 'patch_embed.proj.weig"),
         (lambda state, config: state.clear(), "no weight layers.0"),
+        (lambda state, config: config.update(if_divide_out=False), "if_divide_out False"),
+        (transposed("layers.0.mixer.in_proj.weight"), r"in_proj.*\(32, 128\); .* \(128, 32\)"),
+        (transposed("layers.1.mixer.A_b_log"), r"A_b_log .* \(16, 64\); .* \(64, 16\)"),
+        (transposed("layers.1.mixer.conv1d.weight"), r"conv1d.* \(4, 1, 64\); .* \(64, 1, 4\)"),
+        (
+            lambda state, config: config.update(patch_size=[1, 4], img_size=[14, 56]),
+            r"patch_embed.proj.weight has shape \(32, 1, 2, 2\); .* \(32, 1, 1, 4\)",
+        ),
+        (flattened("layers.0.mixer.conv1d.weight"), r"conv1d.* \(256,\); it must have 3 axes"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):

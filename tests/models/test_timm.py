@@ -9,6 +9,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 import fastvim  # noqa: F401
+from fastvim.errors import UserError
 
 
 def test_created_by_name_with_timm_arguments():
@@ -29,6 +30,31 @@ def test_created_by_name_with_timm_arguments():
     assert model.forward_head(tokens).shape == (2, 3)
     model.reset_classifier(0)
     assert model.forward_head(tokens).shape == (2, 192)
+
+
+def test_created_by_the_arguments_of_timms_train_py():
+    """With its defaults, and the pooling that the model has."""
+    arguments = {"drop_rate": 0.0, "drop_path_rate": None, "drop_block_rate": None}
+    arguments |= {"global_pool": None, "bn_momentum": None, "bn_eps": None, "scriptable": False}
+    arguments |= {"pretrained": False, "in_chans": 1, "num_classes": 5, "checkpoint_path": ""}
+    fast = timm.create_model("fastvim_femto_patch2_28", **arguments)
+    assert fast.num_classes == 5 and fast.config.drop_path_rate == 0
+    assert timm.create_model("fastvim_femto_patch2_28", global_pool="avg").num_classes == 10
+    assert timm.create_model("vim_femto_patch2_28", global_pool="token").num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"drop_rate": 0.1}, "drop_rate is 0.1; this model has no dropout"),
+        ({"global_pool": "max"}, "global_pool is 'max'; this model has 'avg'"),
+        ({"global_pool": "token"}, "global_pool is 'token'; this model has 'avg'"),
+        ({"global_pol": "avg"}, "no setting 'global_pol'"),
+    ],
+)
+def test_what_these_models_do_not_have_is_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        timm.create_model("fastvim_femto_patch2_28", **arguments)
 
 
 def test_features_only():
