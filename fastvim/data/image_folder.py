@@ -2,7 +2,7 @@
 
 With ROOT/test the three splits are train, val and test. Without it, as in ImageNet-1k whose test
 labels are secret, ROOT/val is the test split too, as in published results. The licence is the
-owner's. Colour; grey images are repeated over the channels.
+owner's. Colour; grey images are repeated over the channels, those of 16 bits divided by 257.
 """
 
 import hashlib

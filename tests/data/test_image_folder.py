@@ -1,9 +1,13 @@
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastvim.data import DataConfig, load
+from fastvim.data.images import FileImages
 from fastvim.errors import UserError
 
 
@@ -28,7 +32,6 @@ def test_image_folder(image_folder):
 
 
 def test_evaluation_is_timms_resize_and_centre_crop(image_folder):
-    from PIL import Image
     from torchvision.transforms import functional as F
 
     data = load(config(image_folder, crop_pct=0.5))
@@ -72,6 +75,26 @@ def test_damaged_image_is_named(image_folder, tmp_path, workers):
     with pytest.raises(UserError) as caught:
         list(data.evaluation_batches("test", 4))
     assert str(caught.value).startswith(f"cannot read the image {path}")
+
+
+@pytest.mark.parametrize("name", ["little.png", "big.tif", "portable.pgm"])
+def test_grey_images_of_16_bits_are_scaled(tmp_path, name):
+    values = np.array([[0, 128, 129, 257], [25700, 32768, 65406, 65535]], dtype=np.uint16)
+    if name == "big.tif":
+        Image.frombytes("I;16B", (4, 2), values.astype(">u2").tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    image = FileImages(np.array([os.fsencode(tmp_path / name)]), np.array([0])).pil(0)
+    expected = [[0, 0, 1, 1], [100, 128, 254, 255]]
+    assert image.mode == "RGB" and np.asarray(image)[..., 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_pixels_of_unknown_range_are_refused(tmp_path, kind, mode):
+    path = tmp_path / "measured.tif"
+    Image.fromarray(np.full((2, 2), 3, kind)).save(path)
+    with pytest.raises(UserError, match=rf"measured\.tif: .*mode {mode}\b.*8 or 16 bits"):
+        FileImages(np.array([os.fsencode(path)]), np.array([0])).pil(0)
 
 
 def test_missing_folders_and_classes(image_folder, tmp_path):
