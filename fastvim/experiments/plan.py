@@ -13,6 +13,7 @@ from fastvim.data import DataConfig, load
 from fastvim.errors import UserError, nearest
 from fastvim.experiments.documents import parse_value, shorten
 from fastvim.experiments.experiment import GRID, SET, Experiment, seed_list
+from fastvim.experiments.forced import check_forced
 from fastvim.experiments.identity import run_identity
 from fastvim.experiments.pretraining import scale_warning
 from fastvim.experiments.schema import MAX_RUNS, RunConfig
@@ -225,8 +226,10 @@ def identified_runs(plan: Plan) -> list[Run]:
     """Every run of the plan with its identity, seed by seed, so that pairs are complete early.
 
     Reads the data sets for their fingerprints; raises UserError where one is missing or damaged,
-    or does not fit the model or the batch size.
+    or does not fit the model or the batch size, and where FASTVIM_KERNELS forces a backend that
+    cannot run here.
     """
+    check_forced()
     fingerprints = {v.name: _fingerprint(v) for v in plan.variants}
     before = {v.name: _pretraining_fingerprint(v) for v in plan.variants}
     names = _pretraining_names(plan)

@@ -12,11 +12,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastvim.errors import UserError
+from fastvim.experiments.forced import other_backend
 from fastvim.experiments.schema import RunConfig
 from fastvim.files import delete_unfinished, write_atomic
 from fastvim.tasks import TASKS
@@ -49,12 +50,16 @@ class Run:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run directory as read. `state`: done, diverged, failed, started (has begun, no result)."""
+    """A run directory as read. `state`: done, diverged, failed, started (has begun, no result).
+
+    `adopted_from`: the sibling output folder that it has just been taken over from.
+    """
 
     directory: Path
     run: Run
     state: str
     result: dict[str, Any] = field(default_factory=dict)
+    adopted_from: Path | None = None
 
 
 class BrokenRun(UserError):
@@ -193,14 +198,20 @@ class Store:
         return None if record is None else self._copy(run, record)
 
     def elsewhere(self, run: Run) -> RunRecord | None:
-        """The same run, finished, in a sibling output folder."""
+        """The same run, finished, in a sibling output folder; None where this one has begun it.
+
+        Of another backend than FASTVIM_KERNELS forces it is not the same.
+        """
+        if self.lookup(run)[0] is not None:
+            return None
         for folder in self.siblings():
             for directory in self._candidates(run, folder):
                 try:
                     record = read_run(directory)
                 except BrokenRun:
                     continue
-                if record.run.identity == run.identity and record.state in FINAL:
+                same = record.run.identity == run.identity and record.state in FINAL
+                if same and other_backend(record.result) is None:
                     return record
         return None
 
@@ -218,7 +229,7 @@ class Store:
                 shutil.rmtree(scratch, ignore_errors=True)
         except (OSError, shutil.Error) as error:
             raise UserError(f"cannot write {target}: {error}") from error
-        return read_run(target)
+        return replace(read_run(target), adopted_from=record.directory.parent.parent)
 
     def siblings(self) -> list[Path]:
         """The `runs` folders of the output folders beside this one."""

@@ -1,18 +1,22 @@
 """Real runs, small: reuse, stopping and going on, divergence, failure, and what is reported."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from fastvim.errors import UserError
 from fastvim.experiments.estimate import estimate
 from fastvim.experiments.experiment import load
 from fastvim.experiments.plan import identified_runs, make_plan
 from fastvim.experiments.record import write_plan
-from fastvim.experiments.runner import Stopped, carry_out
+from fastvim.experiments.runner import Stopped, carry_out, every_run, to_train
 from fastvim.experiments.store import Store
+from fastvim.experiments.workers import carry_out_with_jobs
 from fastvim.reports.gather import gather
 from fastvim.reports.tables import csv_table, markdown, write_tables
+from fastvim_cli.display import RunProgress
 
 TEXT = """\
 name: tiny
@@ -116,6 +120,41 @@ def test_siblings_share_runs(finished, runs):
     assert results_of(store.output, [runs[3]]) == results_of(output, [runs[3]])
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_of_a_sibling_are_said_to_be_taken_over(
+    finished, runs, tmp_path, capsys, monkeypatch, jobs
+):
+    shutil.copytree(finished[0], tmp_path / "tiny")
+    store = Store(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    for said in ("done (adopted from tiny)", "done (already there)"):
+        progress = RunProgress(4, 4)
+        if jobs > 1:
+            outcomes = carry_out_with_jobs(runs, store, progress, lambda: False, jobs)
+        else:
+            outcomes = carry_out(runs, store, progress, lambda: False)
+        assert all(outcome.reused for outcome in outcomes)
+        assert capsys.readouterr().err.count(said) == 4
+
+
+def test_runs_of_another_backend_than_the_forced_one_are_not_used(finished, runs, monkeypatch):
+    output, _ = finished
+    here, beside = Store(output), Store(output.parent / "forced")
+    backend = here.lookup(runs[0])[0].result["backend"]
+    monkeypatch.setenv("FASTVIM_KERNELS", backend)
+    assert every_run(runs, here) == runs and to_train(runs, beside) == []
+    monkeypatch.setenv("FASTVIM_KERNELS", "triton")
+    assert every_run(runs, beside) == to_train(runs, beside) == runs
+    with pytest.raises(UserError, match=f"by the backend {backend}.*FASTVIM_KERNELS.*--output"):
+        every_run(runs, here)
+
+
+def test_a_misspelt_backend_is_named_before_anything_is_done(plan, monkeypatch):
+    monkeypatch.setenv("FASTVIM_KERNELS", "referense")
+    with pytest.raises(UserError, match=r"FASTVIM_KERNELS.*did you mean 'reference'"):
+        identified_runs(plan)
+
+
 def test_divergence_is_recorded_and_the_others_go_on(tmp_path):
     (tmp_path / "d.yaml").write_text(
         TEXT.replace("two: {model.pooling: max}", "two: {training.lr: 1e30}")
@@ -183,8 +222,6 @@ def test_tables_come_from_the_run_directories_alone(finished, tmp_path):
 
 
 def test_a_run_that_cannot_be_believed_is_not_counted(finished, runs, plan, tmp_path):
-    import shutil
-
     output = tmp_path / "damaged" / "out"
     shutil.copytree(finished[0], output)
     broken = Store(output).lookup(runs[1])[0].directory
