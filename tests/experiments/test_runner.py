@@ -1,10 +1,13 @@
 """Real runs, small: reuse, stopping and going on, divergence, failure, and what is reported."""
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastvim.errors import UserError
 from fastvim.experiments.estimate import estimate
@@ -186,6 +189,28 @@ def test_failure_is_recorded_with_its_log_and_tried_again(finished, runs, tmp_pa
     outcomes = carry_out(runs[:2], store, quietly, lambda: False)
     assert [(o.state, o.reused) for o in outcomes] == [("done", False), ("done", True)]
     assert results_of(store.output, runs[:2]) == results_of(output, runs[:2])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_damaged_image_whose_name_is_no_utf_8_fails_its_run_alone(tmp_path, jobs):
+    for part in ("good/train", "good/val"):
+        (tmp_path / part / "class").mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (28, 28)).save(tmp_path / part / "class" / f"{number}.png")
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    Path(os.fsdecode(os.fsencode(tmp_path / "bad/train/class") + b"/\xff.png")).write_bytes(b"no")
+    data = f"{{name: imagefolder, image_size: 28, root: {tmp_path}/good}}"
+    text = re.sub(r"data: .*", f"data: {data}", TEXT).replace("batch_size: 20", "batch_size: 2")
+    file = tmp_path / "images.yaml"
+    file.write_text(text.replace("one: {}", f"one: {{data.root: {tmp_path}/bad}}"))
+    runs = identified_runs(make_plan(load(str(file)), seeds="1"))
+    store = Store(tmp_path / "results/out")
+    if jobs > 1:
+        outcomes = carry_out_with_jobs(runs, store, quietly, lambda: False, jobs)
+    else:
+        outcomes = carry_out(runs, store, quietly, lambda: False)
+    assert [outcome.state for outcome in outcomes] == ["failed", "done"]
+    assert "\\udcff.png" in (outcomes[0].directory / "log.txt").read_text(encoding="utf-8")
 
 
 def test_results_hold_what_they_should(finished, runs, plan):
