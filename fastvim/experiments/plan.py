@@ -78,9 +78,10 @@ def make_plan(
 ) -> Plan:
     """Resolve and check every variant.
 
-    Layers, the later the stronger: preset and defaults, base (with what it extends), profile,
-    variant, `sets` (key=value), `grid` (key=a,b,c: each value makes a further variant of each
-    variant). `seeds` is a count or a list (`3`, `0,3,5`); `variants` a list of names.
+    Layers, the later the stronger: preset and defaults, base and profile (first of what the file
+    extends, then its own), variant, `sets` (key=value), `grid` (key=a,b,c: each value makes a
+    further variant of each variant). `seeds` is a count or a list (`3`, `0,3,5`); `variants` a
+    list of names.
     Raises UserError for the first value that does not fit.
     """
     profile = _profile(experiment, profile)
@@ -90,7 +91,7 @@ def make_plan(
     if len(chosen) * len(cells) * len(run_seeds) > MAX_RUNS:
         total = len(chosen) * len(cells) * len(run_seeds)
         raise UserError(f"the plan has {total} runs; the limit is {MAX_RUNS}")
-    shared = experiment.base | experiment.profiles.get(profile, {})
+    shared = _stronger(experiment.base, experiment.profiles.get(profile, {}))
     given = dict(parse_assignment(text, "--set", SET + i) for i, text in enumerate(sets))
     planned = []
     for name in chosen:
@@ -110,6 +111,16 @@ def make_plan(
     overrides = [f"--set {text}" for text in sets] + [f"--grid {text}" for text in grid]
     warnings = _warnings(planned)
     return Plan(experiment, profile, run_seeds, tuple(planned), tuple(overrides), warnings)
+
+
+def _stronger(base: Layer, profile: Layer) -> Layer:
+    """Both, and where both set a value the one of the higher rank."""
+    changes = {
+        key: setting
+        for key, setting in profile.items()
+        if key not in base or setting.rank > base[key].rank
+    }
+    return base | changes
 
 
 def _of_variant(experiment: Experiment, profile: str, name: str) -> Layer:

@@ -110,6 +110,22 @@ seeds: 1
     assert [v.name for v in without.variants] == ["one"]
 
 
+def test_what_an_extending_file_says_is_stronger_than_inherited_profiles(file):
+    file(TEXT.replace("seeds: [0, 4]}", "seeds: [0, 4], training.batch_size: 20, data.workers: 1}"))
+    file("extends: small.yaml\nbase: {training.epochs: 5, data.workers: 2}\n", "middle.yaml")
+    child = "extends: middle.yaml\nbase: {data.workers: 3}\nseeds: 1\n"
+    plan = make_plan(load(file(child, "child.yaml")), "short")
+    values = plan.variants[0].config
+    assert (values.training.epochs, values.training.batch_size, values.data.workers) == (5, 20, 3)
+    origin = plan.variants[0].origins["training.epochs"]
+    assert (origin.layer, origin.place) == ("base of middle", "middle.yaml:2:8")
+    assert plan.seeds == (0,)
+    own = child + "profiles: {short: {training.epochs: 7, data.workers: 4, seeds: 2}}\n"
+    plan = make_plan(load(file(own, "own.yaml")), "short")
+    values = plan.variants[0].config
+    assert (values.training.epochs, values.data.workers, plan.seeds) == (7, 4, (0, 1))
+
+
 def test_extends_in_a_circle(file):
     file("extends: b.yaml\n", "a.yaml")
     file("extends: a.yaml\n", "b.yaml")
