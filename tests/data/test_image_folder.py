@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from PIL import Image
 
 from fastvim.data import DataConfig, load
 from fastvim.data.images import FileImages
+from fastvim.data.transforms import transformed_batches
 from fastvim.errors import UserError
+from fastvim.experiments.runner import StopRequest
 
 
 def config(root, **values):
@@ -95,6 +98,20 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, kind, mode):
     Image.fromarray(np.full((2, 2), 3, kind)).save(path)
     with pytest.raises(UserError, match=rf"measured\.tif: .*mode {mode}\b.*8 or 16 bits"):
         FileImages(np.array([os.fsencode(path)]), np.array([0])).pil(0)
+
+
+def handlers(image):
+    """A transform that shows how its process takes SIGINT and SIGTERM."""
+    found = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return torch.full((3, 1, 1), float(found == [signal.SIG_IGN, signal.SIG_DFL]))
+
+
+def test_workers_leave_signals_to_their_parent(image_folder):
+    settings = config(image_folder, workers=1)
+    images = load(settings).splits["test"]
+    with StopRequest().listening(lambda: None):
+        ((pixels, _, _),) = transformed_batches(images, handlers, settings, [np.arange(2)])
+    assert pixels.all()
 
 
 def test_missing_folders_and_classes(image_folder, tmp_path):
