@@ -251,7 +251,7 @@ def identified_runs(plan: Plan) -> list[Run]:
             if v.config.pretrained is not None:
                 config = v.config.pretrained.run
                 identity = run_identity(config, seed, before[v.name])
-                pretraining = Run(names[v.name], seed, config, identity)
+                pretraining = Run(names[v.name], seed, config, identity, starts_others=True)
             identity = run_identity(
                 v.config, seed, fingerprints[v.name], pretraining and pretraining.identity
             )

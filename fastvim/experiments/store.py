@@ -23,6 +23,8 @@ from fastvim.files import delete_unfinished, write_atomic
 from fastvim.tasks import TASKS
 
 FORMAT = 1
+# `fastvim.training.state.WEIGHTS_FILE`, which needs torch.
+CHECKPOINT = "checkpoint.safetensors"
 FINAL = ("done", "diverged")
 
 
@@ -36,6 +38,8 @@ class Run:
     identity: str
     # The run whose encoder this one starts from.
     pretraining: "Run | None" = None
+    # Whether others start from its weights: without its checkpoint it is not done.
+    starts_others: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -147,7 +151,8 @@ class Store:
                 problems.append(str(error))
                 continue
             if record.run.identity == run.identity:
-                return record, problems
+                lost = record.state == "done" and not _has_weights(run, directory)
+                return (replace(record, state="started") if lost else record), problems
         return None, problems
 
     def _candidates(self, run: Run, folder: Path) -> list[Path]:
@@ -210,8 +215,9 @@ class Store:
                     record = read_run(directory)
                 except BrokenRun:
                     continue
+                usable = record.state == "diverged" or _has_weights(run, directory)
                 same = record.run.identity == run.identity and record.state in FINAL
-                if same and other_backend(record.result) is None:
+                if same and usable and other_backend(record.result) is None:
                     return record
         return None
 
@@ -290,6 +296,11 @@ class Store:
             except BrokenRun as error:
                 problems.append(str(error))
         return records, problems
+
+
+def _has_weights(run: Run, directory: Path) -> bool:
+    """Whether those that start from `run` find its weights in `directory`."""
+    return not run.starts_others or (directory / CHECKPOINT).exists()
 
 
 def _has_files(directory: Path) -> bool:

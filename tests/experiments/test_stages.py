@@ -10,7 +10,7 @@ from fastvim.errors import UserError
 from fastvim.experiments.experiment import load
 from fastvim.experiments.plan import identified_runs, make_plan
 from fastvim.experiments.record import read_plan, write_plan
-from fastvim.experiments.runner import carry_out, every_run
+from fastvim.experiments.runner import carry_out, every_run, to_train
 from fastvim.experiments.schema import RunConfig
 from fastvim.experiments.store import Store, read_run
 from fastvim.experiments.worker import _described, _run
@@ -274,6 +274,28 @@ def test_jobs_share_a_pretraining(file, tmp_path):
     more = identified_runs(planned(file, seeds="1", variants="one,finetune"))
     outcomes = carry_out_with_jobs(more, store, quietly, lambda: False, jobs=2)
     assert [(o.state, o.reused) for o in outcomes] == [("done", True), ("done", False)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_pretraining_that_lost_its_weights_is_trained_again_where_it_is_needed(
+    file, tmp_path, jobs
+):
+    first, second = (
+        identified_runs(planned(file, seeds="1", variants=names)) for names in ("one", "one,half")
+    )
+    store, beside = Store(tmp_path / "out"), Store(tmp_path / "beside")
+    carry_out(first, store, quietly, lambda: False)
+    pretraining = store.lookup(first[0].pretraining)[0].directory
+    weights = (pretraining / "checkpoint.safetensors").read_bytes()
+    (pretraining / "checkpoint.safetensors").unlink()
+    assert to_train(every_run(first, store), store) == []
+    assert to_train([first[0].pretraining], beside) == [first[0].pretraining]
+    if jobs > 1:
+        outcomes = carry_out_with_jobs(second, store, quietly, lambda: False, jobs)
+    else:
+        outcomes = carry_out(second, store, quietly, lambda: False)
+    assert [(o.state, o.reused) for o in outcomes] == [("done", True), ("done", False)]
+    assert jobs > 1 or (pretraining / "checkpoint.safetensors").read_bytes() == weights
 
 
 def test_runs_whose_pretraining_diverged_say_so(file, tmp_path):
