@@ -198,6 +198,18 @@ def test_a_forgotten_scale_is_a_warning_that_says_what_to_do(file):
         ),
         ("    masking", "    data.mixup: 1.0\n    masking", "9:5: pretrained.data.mixup does not"),
         (
+            "    masking: {mask_ratio: 0.5, decoder_width: 32, decoder_depth: 1}\n"
+            "    training: {epochs: 1, batch_size: 20",
+            "    task: classification\n    data.mixup: 0.5\n"
+            "    training: {epochs: 1, batch_size: 15",
+            "11:27: pretrained.training.batch_size = 15: pretrained.data.mixup pairs",
+        ),
+        (
+            "finetune: {",
+            "finetune: {data.cutmix: 1, training.batch_size: 5, ",
+            "16:30: training.batch_size = 5: data.cutmix pairs",
+        ),
+        (
             "    masking",
             "    interpolate_positions: 1\n    masking",
             "9:5: pretrained.interpolate_p",
