@@ -208,7 +208,7 @@ def _report_failures(outcomes) -> int:
             click.echo(f"\n{outcome.run.name} failed: {outcome.message}", err=True)
             log = outcome.directory / "log.txt"
             for line in _last_lines(log):
-                if line != outcome.message:
+                if line not in outcome.message.splitlines():
                     click.echo(f"    {line}", err=True)
             click.echo(f"  its log: {log}", err=True)
         elif outcome.state == "diverged":

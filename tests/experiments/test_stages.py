@@ -318,6 +318,7 @@ def test_runs_whose_pretraining_diverged_say_so(file, tmp_path):
     assert one.state == "failed" and scratch.state == "done"
     assert "the run it starts from, pretraining-seed0, diverged" in one.message
     assert read_run(one.directory).result["error"] == one.message
+    assert (one.directory / "log.txt").read_text() == f"{one.message}\n"
 
 
 def test_train_makes_a_stage_alone(file, tmp_path):
