@@ -194,7 +194,8 @@ def _cells(grid: Sequence[str]) -> dict[str, Layer]:
         values = parse_value(f"[{listed}]", place)
         if not isinstance(values, list) or not values:
             raise UserError(f"{place}: expected key=a,b,c")
-        axes.append([(key, _as_text(v), Setting(v, "--grid", place, GRID + rank)) for v in values])
+        named = zip(_names(values), values, strict=True)
+        axes.append([(key, text, Setting(v, "--grid", place, GRID + rank)) for text, v in named])
     if not axes:
         return {"": {}}
     keys = [axis[0][0] for axis in axes]
@@ -216,6 +217,16 @@ def _cells(grid: Sequence[str]) -> dict[str, Layer]:
             raise UserError(f"--grid: the same value comes twice ({suffix[1:]})")
         cells[suffix] = {key: setting for key, _, setting in combination}
     return cells
+
+
+def _names(values: list) -> list[str]:
+    """What to call each of a key's grid values; different ones that look alike are numbered."""
+    names: list[str] = []
+    for place, value in enumerate(values):
+        name = _as_text(value)
+        alike = name in names and value not in values[:place]
+        names.append(f"{name}-{place + 1}" if alike else name)
+    return names
 
 
 def _as_text(value: object) -> str:

@@ -80,6 +80,17 @@ def test_layers_and_where_values_came_from(file):
     assert set(origins) == set(two.config.flat())
 
 
+def test_grid_values_that_look_alike_have_names_of_their_own(file):
+    columns = "col," * 11
+    grid = [f"model.schedule=[{columns}row],[{columns}col]"]
+    plan = make_plan(load(file()), grid=grid, variants="one")
+    cut = f"one+schedule={'col-' * 10}"
+    assert [v.name for v in plan.variants] == [cut, f"{cut}-2"]
+    assert [v.config.model.schedule[-1] for v in plan.variants] == ["row", "col"]
+    with pytest.raises(UserError, match="the same value comes twice"):
+        make_plan(load("small.yaml"), grid=["model.d_state=4,8,4"])
+
+
 def test_nested_and_dotted_names_mean_the_same(file):
     dotted = TEXT.replace(
         "  model:\n    name: fastvim_femto\n    patch_size: 4\n",
