@@ -100,6 +100,18 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, kind, mode):
         FileImages(np.array([os.fsencode(path)]), np.array([0])).pil(0)
 
 
+@pytest.mark.parametrize("target", ["../../train/class0", ".."])
+def test_a_link_to_a_folder_above_it_is_refused(image_folder, tmp_path, target):
+    shutil.copytree(image_folder, tmp_path / "set")
+    (tmp_path / "set/train/class0").rename(tmp_path / "class0")
+    (tmp_path / "set/train/class0").symlink_to(tmp_path / "class0")
+    assert load(config(tmp_path / "set")).split_sizes["train"] == 24
+    loop = tmp_path / "set/train/class1/loop"
+    loop.symlink_to(target.replace("class0", "class1"))
+    with pytest.raises(UserError, match=f"the link {loop} leads back"):
+        load(config(tmp_path / "set"))
+
+
 def handlers(image):
     """A transform that shows how its process takes SIGINT and SIGTERM."""
     found = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
