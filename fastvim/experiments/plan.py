@@ -2,7 +2,6 @@
 
 import fnmatch
 import functools
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from fastvim.data import DataConfig, load
 from fastvim.errors import UserError, nearest
-from fastvim.experiments.documents import parse_value, shorten
-from fastvim.experiments.experiment import GRID, SET, Experiment, seed_list
+from fastvim.experiments.cells import cells
+from fastvim.experiments.documents import shorten
+from fastvim.experiments.experiment import SET, Experiment, seed_list
 from fastvim.experiments.forced import check_forced
 from fastvim.experiments.identity import run_identity
 from fastvim.experiments.pretraining import scale_warning
@@ -22,7 +22,6 @@ from fastvim.experiments.settings import (
     Setting,
     parse_assignment,
     resolve,
-    split_assignment,
 )
 from fastvim.experiments.store import Run
 from fastvim.experiments.timm_models import check_timm, patch_warning
@@ -87,15 +86,15 @@ def make_plan(
     profile = _profile(experiment, profile)
     chosen = _chosen(experiment, variants)
     run_seeds = _seeds(experiment, profile, seeds)
-    cells = _cells(grid)
-    if len(chosen) * len(cells) * len(run_seeds) > MAX_RUNS:
-        total = len(chosen) * len(cells) * len(run_seeds)
+    combinations = cells(grid)
+    if len(chosen) * len(combinations) * len(run_seeds) > MAX_RUNS:
+        total = len(chosen) * len(combinations) * len(run_seeds)
         raise UserError(f"the plan has {total} runs; the limit is {MAX_RUNS}")
     shared = _stronger(experiment.base, experiment.profiles.get(profile, {}))
     given = dict(parse_assignment(text, "--set", SET + i) for i, text in enumerate(sets))
     planned = []
     for name in chosen:
-        for suffix, cell in cells.items():
+        for suffix, cell in combinations.items():
             settings = shared | _of_variant(experiment, profile, name) | given | cell
             try:
                 run, origins = resolve(settings)
@@ -104,7 +103,7 @@ def make_plan(
                     raise
                 # No value of the file is at fault, but one that is absent.
                 raise UserError(f"{experiment.file}: variant {name}: {error}") from None
-            baseline = _baseline(experiment.baselines, name, suffix, next(iter(cells)))
+            baseline = _baseline(experiment.baselines, name, suffix, next(iter(combinations)))
             if baseline is not None and baseline.partition("+")[0] not in chosen:
                 baseline = None
             planned.append(Variant(name + suffix, run, origins, baseline))
@@ -184,56 +183,6 @@ def _seeds(experiment: Experiment, profile: str, seeds: str | None) -> tuple[int
     if not 1 <= numbers[0] <= 1000:
         raise UserError(problem)
     return seed_list(numbers[0])
-
-
-def _cells(grid: Sequence[str]) -> dict[str, Layer]:
-    """Every combination of the grid's values: suffix of the variant's name -> layer."""
-    axes: list[list[tuple[str, str, Setting]]] = []
-    for rank, text in enumerate(grid):
-        key, listed, place = split_assignment(text, "--grid")
-        values = parse_value(f"[{listed}]", place)
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{place}: expected key=a,b,c")
-        named = zip(_names(values), values, strict=True)
-        axes.append([(key, text, Setting(v, "--grid", place, GRID + rank)) for text, v in named])
-    if not axes:
-        return {"": {}}
-    keys = [axis[0][0] for axis in axes]
-    if len(set(keys)) != len(keys):
-        raise UserError("--grid: the same key is given twice")
-    if len({key.rpartition(".")[2] for key in keys}) == len(keys):
-        labels = {key: key.rpartition(".")[2] for key in keys}
-    else:
-        labels = {key: key for key in keys}
-    cells: dict[str, Layer] = {}
-    total = 1
-    for axis in axes:
-        total *= len(axis)
-    if total > MAX_RUNS:
-        raise UserError(f"--grid: {total} combinations; the limit is {MAX_RUNS} runs")
-    for combination in itertools.product(*axes):
-        suffix = "".join(f"+{labels[key]}={text}" for key, text, _ in combination)
-        if suffix in cells:
-            raise UserError(f"--grid: the same value comes twice ({suffix[1:]})")
-        cells[suffix] = {key: setting for key, _, setting in combination}
-    return cells
-
-
-def _names(values: list) -> list[str]:
-    """What to call each of a key's grid values; different ones that look alike are numbered."""
-    names: list[str] = []
-    for place, value in enumerate(values):
-        name = _as_text(value)
-        alike = name in names and value not in values[:place]
-        names.append(f"{name}-{place + 1}" if alike else name)
-    return names
-
-
-def _as_text(value: object) -> str:
-    """A grid value as a part of a variant's name, which is also a folder's."""
-    text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = text.replace("e+", "e")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text or "none")[:40]
 
 
 def _baseline(baselines: Mapping[str, str], name: str, suffix: str, first: str) -> str | None:

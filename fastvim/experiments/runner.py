@@ -123,7 +123,9 @@ def every_run(runs: Iterable[Run], store: Store) -> list[Run]:
         found.setdefault(run.identity, run)
     for run in found.values():
         record, _ = store.lookup(run)
-        backend = other_backend(record.result) if record and record.state in FINAL else None
+        if record is None or record.state not in FINAL:
+            continue
+        backend = other_backend(record.result)
         if backend is not None:
             raise UserError(
                 f"{record.directory} was computed by the backend {backend}, and {VARIABLE} forces "

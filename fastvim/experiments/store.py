@@ -4,20 +4,20 @@ A run lives in `<output>/runs/<variant>-seed<k>-<identity's first 8 digits>/`. I
 says what it is and its `result.json`, written last, what came out.
 """
 
-import contextlib
-import fcntl
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastvim.errors import UserError
 from fastvim.experiments.forced import other_backend
+from fastvim.experiments.locks import held, is_held
 from fastvim.experiments.schema import RunConfig
 from fastvim.files import delete_unfinished, write_atomic
 from fastvim.tasks import TASKS
@@ -243,44 +243,13 @@ class Store:
         folders = sorted(output.parent.glob("*/runs"))
         return [folder for folder in folders if folder.parent != output]
 
-    @contextlib.contextmanager
-    def lock(self, run: Run) -> Iterator[bool]:
+    def lock(self, run: Run) -> AbstractContextManager[bool]:
         """Try to hold `run`; yields whether it worked. The kernel lets go when the owner dies."""
-        path = self._lock_path(run)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError as error:
-                raise UserError(f"cannot lock {path}: {error.strerror or error}") from error
-            # Someone may have deleted the file between opening and locking it.
-            held = path.exists() and os.fstat(handle).st_ino == path.stat().st_ino
-            yield held
-        finally:
-            os.close(handle)
+        return held(self._lock_path(run))
 
     def is_locked(self, run: Run) -> bool:
         """Whether a living process holds `run`. Creates nothing."""
-        try:
-            handle = os.open(self._lock_path(run), os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(handle)
-        return False
+        return is_held(self._lock_path(run))
 
     def _lock_path(self, run: Run) -> Path:
         return self.runs / ".locks" / f"{run.identity[:32]}.lock"
