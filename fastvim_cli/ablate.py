@@ -208,9 +208,10 @@ def _report_failures(outcomes) -> int:
             click.echo(f"\n{outcome.run.name} failed: {outcome.message}", err=True)
             log = outcome.directory / "log.txt"
             for line in _last_lines(log):
-                if line not in outcome.message.splitlines():
+                if line != outcome.message:
                     click.echo(f"    {line}", err=True)
-            click.echo(f"  its log: {log}", err=True)
+            if log.exists():  # None of a process that was killed, or that could not begin.
+                click.echo(f"  its log: {log}", err=True)
         elif outcome.state == "diverged":
             click.echo(
                 f"{outcome.run.name} diverged: its loss was no number; see {outcome.directory}",

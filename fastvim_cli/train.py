@@ -70,7 +70,10 @@ def command(experiment, more, profile, sets, grid, variant, pretraining, seed, o
     record, _ = store.lookup(run)
     click.echo(f"{run.name} {outcome.state}, in {outcome.directory}")
     if outcome.message:
-        click.echo(f"{outcome.message}\n  its log: {outcome.directory / 'log.txt'}", err=True)
+        click.echo(outcome.message, err=True)
+        log = outcome.directory / "log.txt"
+        if log.exists():
+            click.echo(f"  its log: {log}", err=True)
     for name, value in (record.result.get("metrics") or {}).items():
         click.echo(f"  {name:<10} {value:.4g}")
     sys.exit(0 if outcome.state == "done" else 1)

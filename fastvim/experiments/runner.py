@@ -278,14 +278,14 @@ def _record_failure(run: Run, directory: Path, error: Exception) -> Outcome:
     # What is wrong with the user's settings needs no traceback.
     trace = "" if isinstance(error, UserError) else traceback.format_exc()
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    record_failure(directory, message, trace)
-    return Outcome(run, "failed", False, directory, message)
-
-
-def record_failure(directory: Path, message: str, trace: str = "") -> None:
-    """Write the result.json of a run that failed, and append to its log.txt."""
     log = directory / "log.txt"
     earlier = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     write_atomic(log, f"{earlier}{trace or message}\n")
+    record_failure(directory, message)
+    return Outcome(run, "failed", False, directory, message)
+
+
+def record_failure(directory: Path, message: str) -> None:
+    """Write the result.json of a run that failed."""
     content = {"format": FORMAT, "status": "failed", "error": message[:2000]}
     write_atomic(directory / "result.json", json.dumps(content, indent=2) + "\n")

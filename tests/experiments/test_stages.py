@@ -318,7 +318,10 @@ def test_runs_whose_pretraining_diverged_say_so(file, tmp_path):
     assert one.state == "failed" and scratch.state == "done"
     assert "the run it starts from, pretraining-seed0, diverged" in one.message
     assert read_run(one.directory).result["error"] == one.message
-    assert (one.directory / "log.txt").read_text() == f"{one.message}\n"
+    options = [part for text in sets for part in ("--set", text)]
+    command = ["train", "stages.yaml", "--variant", "one", *options, "-o", str(store.output)]
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 1 and one.message in again.output and "its log" not in again.output
 
 
 def test_train_makes_a_stage_alone(file, tmp_path):
