@@ -46,7 +46,8 @@ def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
     behind, when the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    content = data.encode() if isinstance(data, str) else data
+    # Text may name a file whose name is no UTF-8.
+    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

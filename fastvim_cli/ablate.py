@@ -105,7 +105,7 @@ def _print_plan(plan, runs, store, jobs: int) -> None:
     states, folders = {}, {}
     for run in runs:
         record, problems = store.lookup(run)
-        elsewhere = store.elsewhere(run) if record is None else None
+        elsewhere = store.elsewhere(run)
         states[run.identity] = f"{elsewhere.state} elsewhere" if elsewhere else store.state(run)
         folders[run.identity] = record.directory.name if record else run.directory_name
         if elsewhere:  # It will be taken from there, not trained again.
@@ -148,8 +148,7 @@ def _sharing(jobs: int) -> str:
 
 def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
     from fastvim.experiments.record import write_plan
-    from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run
-    from fastvim.experiments.store import FINAL
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run, to_train
     from fastvim.experiments.workers import carry_out_with_jobs
     from fastvim.reports.study import read_study
     from fastvim.reports.tensorboard import write_board
@@ -157,9 +156,9 @@ def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
     from fastvim_cli.display import RunProgress, console, this_command
     from fastvim_cli.tables import print_results, print_written
 
-    write_plan(store.output, plan, runs, this_command())
-    runs = every_run(runs, store)
-    reused = sum(store.state(run) in FINAL for run in runs)
+    planned_runs, runs = runs, every_run(runs, store)
+    write_plan(store.output, plan, planned_runs, this_command())
+    reused = len(runs) - len(to_train(runs, store))
     stop = StopRequest()
     failed = []
     with RunProgress(len(runs), reused) as progress:
@@ -211,7 +210,8 @@ def _report_failures(outcomes) -> int:
             for line in _last_lines(log):
                 if line != outcome.message:
                     click.echo(f"    {line}", err=True)
-            click.echo(f"  its log: {log}", err=True)
+            if log.exists():  # None of a process that was killed, or that could not begin.
+                click.echo(f"  its log: {log}", err=True)
         elif outcome.state == "diverged":
             click.echo(
                 f"{outcome.run.name} diverged: its loss was no number; see {outcome.directory}",

@@ -1,5 +1,6 @@
 """How commands print: tables, durations, progress."""
 
+import os
 import shlex
 import sys
 from typing import Any
@@ -123,6 +124,8 @@ class RunProgress:
         self._finished += 1
         self._trained += not outcome.reused
         again = " (already there)" if outcome.reused else ""
+        if outcome.adopted_from is not None:
+            again = f" (adopted from {os.path.relpath(outcome.adopted_from)})"
         detail = f": {outcome.message.splitlines()[0]}" if outcome.message else ""
         self.say(f"[{self._finished}/{self._total}] {run.name} {outcome.state}{again}{detail}")
         self._update("")

@@ -71,7 +71,8 @@ class LazyGroup(click.Group):
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            raise BadInput(f"cannot write {error.filename or ''}: {error.strerror}") from error
+            place = error.filename or "to the output"
+            raise BadInput(f"cannot write {place}: {error.strerror}") from error
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

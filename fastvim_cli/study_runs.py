@@ -18,9 +18,9 @@ def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, li
     """
     from fastvim.experiments.plan import identified_runs
     from fastvim.experiments.record import write_plan
-    from fastvim.experiments.runner import Stopped, StopRequest, carry_out
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run, to_train
     from fastvim.experiments.stability import RUNS_FOLDER
-    from fastvim.experiments.store import FINAL, Store
+    from fastvim.experiments.store import Store
     from fastvim.reports.study import read_study
     from fastvim.reports.tensorboard import write_board
     from fastvim.training.state import WEIGHTS_FILE
@@ -29,9 +29,11 @@ def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, li
 
     output = folder / RUNS_FOLDER
     store, runs = Store(output), identified_runs(plan)
+    everything = every_run(runs, store)
     write_plan(output, plan, runs, this_command())
     stop = StopRequest()
-    with RunProgress(len(runs), sum(store.state(run) in FINAL for run in runs)) as progress:
+    reused = len(everything) - len(to_train(everything, store))
+    with RunProgress(len(everything), reused) as progress:
 
         def listen(event: dict) -> None:
             progress(event)

@@ -40,8 +40,8 @@ def command(experiment, more, profile, sets, grid, variant, pretraining, seed, o
     plan = planned(experiment, profile, sets, more, grid, seeds=f"{seed},")
     from fastvim.errors import UserError
     from fastvim.experiments.plan import identified_runs
-    from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run
-    from fastvim.experiments.store import FINAL, Store
+    from fastvim.experiments.runner import Stopped, StopRequest, carry_out, every_run, to_train
+    from fastvim.experiments.store import Store
     from fastvim_cli.display import RunProgress, this_command
 
     if variant is None and len(plan.variants) > 1:
@@ -56,8 +56,7 @@ def command(experiment, more, profile, sets, grid, variant, pretraining, seed, o
     store = Store(output or default_output(plan))
     stop = StopRequest()
     runs = every_run([run], store)
-    reused = sum(store.state(each) in FINAL for each in runs)
-    with RunProgress(len(runs), reused) as progress:
+    with RunProgress(len(runs), len(runs) - len(to_train(runs, store))) as progress:
 
         def notify() -> None:
             progress.say("Stopping after this step; Ctrl-C again stops at once, unsaved.")
@@ -71,7 +70,10 @@ def command(experiment, more, profile, sets, grid, variant, pretraining, seed, o
     record, _ = store.lookup(run)
     click.echo(f"{run.name} {outcome.state}, in {outcome.directory}")
     if outcome.message:
-        click.echo(f"{outcome.message}\n  its log: {outcome.directory / 'log.txt'}", err=True)
+        click.echo(outcome.message, err=True)
+        log = outcome.directory / "log.txt"
+        if log.exists():
+            click.echo(f"  its log: {log}", err=True)
     for name, value in (record.result.get("metrics") or {}).items():
         click.echo(f"  {name:<10} {value:.4g}")
     sys.exit(0 if outcome.state == "done" else 1)

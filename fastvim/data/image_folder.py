@@ -2,7 +2,7 @@
 
 With ROOT/test the three splits are train, val and test. Without it, as in ImageNet-1k whose test
 labels are secret, ROOT/val is the test split too, as in published results. The licence is the
-owner's. Colour; grey images are repeated over the channels.
+owner's. Colour; grey images are repeated over the channels, those of 16 bits divided by 257.
 """
 
 import hashlib
@@ -50,9 +50,26 @@ def _read_split(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
         found = ImageFolder(str(folder))
     except OSError as error:
         raise UserError(f"data set imagefolder, {folder}: {error}") from error
+    _refuse_loops(folder, {path.rpartition(os.sep)[0] for path, _ in found.samples})
     labels = np.array([label for _, label in found.samples], dtype=np.int64)
     paths = np.array([os.fsencode(path) for path, _ in found.samples])
     return FileImages(paths, labels), tuple(found.classes)
+
+
+def _refuse_loops(folder: Path, places: set[str]) -> None:
+    """UserError where a link leads back to a folder above it: images would be there many times.
+
+    `places`: the folders below `folder` in which images were found.
+    """
+    for place in sorted(places):
+        above = [path for path in Path(place).parents if path.is_relative_to(folder)]
+        real = {os.path.realpath(path) for path in above}
+        if os.path.realpath(place) in real:
+            link = next(path for path in (Path(place), *above) if path.is_symlink())
+            raise UserError(
+                f"data set imagefolder: the link {link} leads back to {os.path.realpath(link)}, a "
+                "folder above it, so that its images would be counted again and again"
+            )
 
 
 def _fingerprint(root: Path, splits: dict[str, FileImages]) -> str:

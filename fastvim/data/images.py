@@ -50,13 +50,27 @@ class FileImages:
         return FileImages(self.paths[positions], self.labels[positions])
 
     def pil(self, position: int) -> Image.Image:
-        """The image in RGB. Raises UserError naming the file if it cannot be decoded."""
+        """The image in RGB, 16 bits a pixel scaled to 8. Raises UserError naming the file if it
+        cannot be decoded or the range of its pixels is not known."""
         path = os.fsdecode(self.paths[position])
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return _rgb(image)
         except Exception as error:  # a damaged file makes Pillow raise almost anything
             raise UserError(f"cannot read the image {path}: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pillow itself would cut every grey value off at 255."""
+    # Of these formats mode I holds 16 bits too.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = (np.asarray(image).astype(np.int32) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"the range of its pixels (mode {image.mode}) is not known; save it with 8 or 16 bits"
+        )
+    return image.convert("RGB")
 
 
 Images = MemoryImages | FileImages

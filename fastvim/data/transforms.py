@@ -1,5 +1,6 @@
 """timm's transforms for one image, and loaders that apply them with repeatable draws."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -126,6 +127,14 @@ def _collate(samples: list) -> Batch | UserError:
     return torch.stack(pixels), torch.tensor(labels), torch.tensor(positions)
 
 
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    """A forked worker has the run's own handlers, and Ctrl-C reaches it too: it would say once
+    more that the run stops, and at a second one die in the midst of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # By which the loader ends a worker that hangs.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def transformed_batches(
     images: Images,
     transform: Transform,
@@ -144,6 +153,7 @@ def transformed_batches(
         collate_fn=_collate,
         # Without one of its own the loader would draw from torch's global generator.
         generator=torch.Generator(),
+        worker_init_fn=_leave_stopping_to_the_parent,
     )
     for batch in loader:
         if isinstance(batch, UserError):

@@ -18,24 +18,31 @@ MAX_DEPTH = 20
 MAX_VALUES = 10_000
 
 _TAG = "tag:yaml.org,2002:"
+# Of YAML 1.2's core schema. In 1.1, which PyYAML reads, 010 is 8, 1:30 is 90 and 1_0 is 10.
+_NUMBERS = {
+    "int": re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    "float": re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+}
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader with YAML 1.2's numbers and truth values: 1e-3 is a number, `on` and a date
-    are text."""
+    """Safe loader with YAML 1.2's numbers and truth values: 1e-3 is a number, 010 is ten, `on`,
+    1:30 and a date are text."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
         for tag, pattern in resolvers
-        if tag not in (f"{_TAG}timestamp", f"{_TAG}bool")
+        if tag.removeprefix(_TAG) not in ("timestamp", "bool", *_NUMBERS)
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    f"{_TAG}float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _kind, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", _pattern, list("-+.0123456789"))
 _Loader.add_implicit_resolver(
     f"{_TAG}bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -143,6 +150,10 @@ def _check_nesting(text: str, file: str) -> None:
             raise UserError(f"{file}:{mark.line + 1}:{mark.column + 1}: more than {what}")
 
 
+def _integer(text: str) -> int:
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
 class _Builder:
     def __init__(self, file: str):
         self.file = file
@@ -173,7 +184,9 @@ class _Builder:
         if kind not in ("null", "bool", "int", "float", "str"):
             raise UserError(f"{self.place(node)}: tag {shorten(node.tag)} is not allowed")
         try:
-            value = self.scalars.construct_object(node)
+            if kind in _NUMBERS and not _NUMBERS[kind].match(node.value):
+                raise ValueError
+            value = _integer(node.value) if kind == "int" else self.scalars.construct_object(node)
         except (ValueError, KeyError, OverflowError, IndexError, yaml.YAMLError) as error:
             raise UserError(
                 f"{self.place(node)}: {shorten(node.value)} is not a valid {kind}"

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fastvim.experiments.identity import WITHOUT_EFFECT
 from fastvim.experiments.plan import loaded
 from fastvim.experiments.schema import RunConfig
 from fastvim.experiments.store import Run, RunRecord, Store
+from fastvim.training.recipe import WITHOUT_EFFECT
 
 # Images of a step that is tried out; more than a step's own are not.
 MEASURED_BATCH = 64

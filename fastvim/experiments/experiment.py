@@ -14,8 +14,10 @@ from fastvim.experiments.schema import ExperimentFile, plain_reason
 from fastvim.experiments.settings import Layer, read_layer
 
 SUFFIXES = (".yaml", ".yml")
-# Rank of a layer: where two layers set a value, the higher one wins.
-BASE, PROFILE, VARIANT, OF_PROFILE, SET, GRID = 0, 1000, 2000, 2500, 3000, 4000
+# Rank of a layer: where two layers set a value, the higher one wins. To it is added twice the
+# place of the file from the last extended one on, so that a file's base is stronger than the
+# profiles that it inherits.
+BASE, PROFILE, VARIANT, OF_PROFILE, SET, GRID = 0, 1, 2000, 2500, 3000, 4000
 MAX_EXTENDS = 20
 
 
@@ -92,9 +94,9 @@ def load(name_or_file: str) -> Experiment:
     chain = _chain(find(name_or_file))
     parts = ("base", "variants", "profiles", "profile_seeds", "profile_variants")
     experiment: dict = {part: {} for part in parts}
-    for rank, (document, part) in enumerate(reversed(chain)):
-        inherited = f" of {Path(document.file).stem}" if rank < len(chain) - 1 else ""
-        _merge(experiment, document, part, rank, inherited)
+    for place, (document, part) in enumerate(reversed(chain)):
+        inherited = f" of {Path(document.file).stem}" if place < len(chain) - 1 else ""
+        _merge(experiment, document, part, 2 * place, inherited)
     document, own = chain[0]
     return _complete(experiment, document, own)
 
@@ -159,6 +161,8 @@ def _merge(
     for name in ("question", "claim", "baseline", "metric", "seeds", "default_profile"):
         if getattr(part, name) is not None:
             experiment[name] = getattr(part, name)
+    if part.seeds is not None:
+        experiment["profile_seeds"].clear()
     if part.base is not None:
         layer = read_layer(document, ("base",), f"base{inherited}", BASE + rank)
         experiment["base"] |= layer

@@ -7,15 +7,13 @@ import json
 from pathlib import Path
 
 from fastvim.experiments.schema import INTERPOLATE, RunConfig
+from fastvim.training.recipe import WITHOUT_EFFECT
 
 # Where a run's result is computed; the other rooms only arrange runs and read them.
 ROOMS = ("kernels", "models", "tasks", "data", "training")
 SOURCES = (".py", ".cpp", ".h", ".cu")
 # The rest of a pretraining enters by its own identity.
 INTERPOLATED = f"pretrained.{INTERPOLATE}"
-# Bookkeeping: these change how a run is done, not what comes out of it. The data set itself
-# enters by its fingerprint, wherever it lies.
-WITHOUT_EFFECT = ("data.root", "data.workers", "training.checkpoint_every", "training.log_every")
 
 
 @functools.cache
@@ -39,7 +37,7 @@ def run_identity(
 
     `fingerprint` is the data set's, `pretraining` the identity of the run that this one starts
     from. The names of experiment, profile and variant play no part, so that experiments share
-    runs.
+    runs. The data set enters by its fingerprint, wherever it lies.
     """
     values = {
         key: value

@@ -2,7 +2,6 @@
 
 import fnmatch
 import functools
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from fastvim.data import DataConfig, load
 from fastvim.errors import UserError, nearest
-from fastvim.experiments.documents import parse_value, shorten
-from fastvim.experiments.experiment import GRID, SET, Experiment, seed_list
+from fastvim.experiments.cells import cells
+from fastvim.experiments.documents import shorten
+from fastvim.experiments.experiment import SET, Experiment, seed_list
+from fastvim.experiments.forced import check_forced
 from fastvim.experiments.identity import run_identity
 from fastvim.experiments.pretraining import scale_warning
 from fastvim.experiments.schema import MAX_RUNS, RunConfig
@@ -21,7 +22,6 @@ from fastvim.experiments.settings import (
     Setting,
     parse_assignment,
     resolve,
-    split_assignment,
 )
 from fastvim.experiments.store import Run
 from fastvim.experiments.timm_models import check_timm, patch_warning
@@ -77,23 +77,24 @@ def make_plan(
 ) -> Plan:
     """Resolve and check every variant.
 
-    Layers, the later the stronger: preset and defaults, base (with what it extends), profile,
-    variant, `sets` (key=value), `grid` (key=a,b,c: each value makes a further variant of each
-    variant). `seeds` is a count or a list (`3`, `0,3,5`); `variants` a list of names.
+    Layers, the later the stronger: preset and defaults, base and profile (first of what the file
+    extends, then its own), variant, `sets` (key=value), `grid` (key=a,b,c: each value makes a
+    further variant of each variant). `seeds` is a count or a list (`3`, `0,3,5`); `variants` a
+    list of names.
     Raises UserError for the first value that does not fit.
     """
     profile = _profile(experiment, profile)
     chosen = _chosen(experiment, variants)
     run_seeds = _seeds(experiment, profile, seeds)
-    cells = _cells(grid)
-    if len(chosen) * len(cells) * len(run_seeds) > MAX_RUNS:
-        total = len(chosen) * len(cells) * len(run_seeds)
+    combinations = cells(grid)
+    if len(chosen) * len(combinations) * len(run_seeds) > MAX_RUNS:
+        total = len(chosen) * len(combinations) * len(run_seeds)
         raise UserError(f"the plan has {total} runs; the limit is {MAX_RUNS}")
-    shared = experiment.base | experiment.profiles.get(profile, {})
+    shared = _stronger(experiment.base, experiment.profiles.get(profile, {}))
     given = dict(parse_assignment(text, "--set", SET + i) for i, text in enumerate(sets))
     planned = []
     for name in chosen:
-        for suffix, cell in cells.items():
+        for suffix, cell in combinations.items():
             settings = shared | _of_variant(experiment, profile, name) | given | cell
             try:
                 run, origins = resolve(settings)
@@ -102,13 +103,23 @@ def make_plan(
                     raise
                 # No value of the file is at fault, but one that is absent.
                 raise UserError(f"{experiment.file}: variant {name}: {error}") from None
-            baseline = _baseline(experiment.baselines, name, suffix, next(iter(cells)))
+            baseline = _baseline(experiment.baselines, name, suffix, next(iter(combinations)))
             if baseline is not None and baseline.partition("+")[0] not in chosen:
                 baseline = None
             planned.append(Variant(name + suffix, run, origins, baseline))
     overrides = [f"--set {text}" for text in sets] + [f"--grid {text}" for text in grid]
     warnings = _warnings(planned)
     return Plan(experiment, profile, run_seeds, tuple(planned), tuple(overrides), warnings)
+
+
+def _stronger(base: Layer, profile: Layer) -> Layer:
+    """Both, and where both set a value the one of the higher rank."""
+    changes = {
+        key: setting
+        for key, setting in profile.items()
+        if key not in base or setting.rank > base[key].rank
+    }
+    return base | changes
 
 
 def _of_variant(experiment: Experiment, profile: str, name: str) -> Layer:
@@ -174,45 +185,6 @@ def _seeds(experiment: Experiment, profile: str, seeds: str | None) -> tuple[int
     return seed_list(numbers[0])
 
 
-def _cells(grid: Sequence[str]) -> dict[str, Layer]:
-    """Every combination of the grid's values: suffix of the variant's name -> layer."""
-    axes: list[list[tuple[str, str, Setting]]] = []
-    for rank, text in enumerate(grid):
-        key, listed, place = split_assignment(text, "--grid")
-        values = parse_value(f"[{listed}]", place)
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{place}: expected key=a,b,c")
-        axes.append([(key, _as_text(v), Setting(v, "--grid", place, GRID + rank)) for v in values])
-    if not axes:
-        return {"": {}}
-    keys = [axis[0][0] for axis in axes]
-    if len(set(keys)) != len(keys):
-        raise UserError("--grid: the same key is given twice")
-    if len({key.rpartition(".")[2] for key in keys}) == len(keys):
-        labels = {key: key.rpartition(".")[2] for key in keys}
-    else:
-        labels = {key: key for key in keys}
-    cells: dict[str, Layer] = {}
-    total = 1
-    for axis in axes:
-        total *= len(axis)
-    if total > MAX_RUNS:
-        raise UserError(f"--grid: {total} combinations; the limit is {MAX_RUNS} runs")
-    for combination in itertools.product(*axes):
-        suffix = "".join(f"+{labels[key]}={text}" for key, text, _ in combination)
-        if suffix in cells:
-            raise UserError(f"--grid: the same value comes twice ({suffix[1:]})")
-        cells[suffix] = {key: setting for key, _, setting in combination}
-    return cells
-
-
-def _as_text(value: object) -> str:
-    """A grid value as a part of a variant's name, which is also a folder's."""
-    text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = text.replace("e+", "e")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text or "none")[:40]
-
-
 def _baseline(baselines: Mapping[str, str], name: str, suffix: str, first: str) -> str | None:
     """The variant to compare with: the baseline in the same grid cell; for a variant that has
     none, itself in the first cell."""
@@ -225,8 +197,10 @@ def identified_runs(plan: Plan) -> list[Run]:
     """Every run of the plan with its identity, seed by seed, so that pairs are complete early.
 
     Reads the data sets for their fingerprints; raises UserError where one is missing or damaged,
-    or does not fit the model or the batch size.
+    or does not fit the model or the batch size, and where FASTVIM_KERNELS forces a backend that
+    cannot run here.
     """
+    check_forced()
     fingerprints = {v.name: _fingerprint(v) for v in plan.variants}
     before = {v.name: _pretraining_fingerprint(v) for v in plan.variants}
     names = _pretraining_names(plan)
@@ -237,7 +211,7 @@ def identified_runs(plan: Plan) -> list[Run]:
             if v.config.pretrained is not None:
                 config = v.config.pretrained.run
                 identity = run_identity(config, seed, before[v.name])
-                pretraining = Run(names[v.name], seed, config, identity)
+                pretraining = Run(names[v.name], seed, config, identity, starts_others=True)
             identity = run_identity(
                 v.config, seed, fingerprints[v.name], pretraining and pretraining.identity
             )

@@ -6,6 +6,7 @@ returns before every run has an outcome.
 
 import errno
 import json
+import os
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvim.errors import UserError
+from fastvim.experiments.forced import VARIABLE, other_backend
 from fastvim.experiments.store import FINAL, FORMAT, Run, RunRecord, Store
 from fastvim.files import write_atomic
 
@@ -34,13 +36,15 @@ UNWRITABLE = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `reused`: it had been done before; `message`: why it failed."""
+    """How a run ended. `reused`: it had been done before, in the output folder `adopted_from`
+    where that is another one; `message`: why it failed."""
 
     run: Run
     state: str
     reused: bool
     directory: Path
     message: str = ""
+    adopted_from: Path | None = None
 
 
 # Receives what happens: begin, step, evaluation, note (from training), end, waiting, problem.
@@ -108,13 +112,40 @@ def failures(store: Store, runs: Iterable[Run]) -> dict[str, int]:
 
 
 def every_run(runs: Iterable[Run], store: Store) -> list[Run]:
-    """`runs`, and before the first that needs it each pretraining that is still to be used."""
+    """`runs`, and before the first that needs it each pretraining that is still to be used.
+
+    Raises UserError where one is done, but not on the backend that FASTVIM_KERNELS forces.
+    """
     found: dict[str, Run] = {}
     for run in runs:
         if run.pretraining is not None and store.state(run) not in FINAL:
             found.setdefault(run.pretraining.identity, run.pretraining)
         found.setdefault(run.identity, run)
+    for run in found.values():
+        record, _ = store.lookup(run)
+        if record is None or record.state not in FINAL:
+            continue
+        backend = other_backend(record.result)
+        if backend is not None:
+            raise UserError(
+                f"{record.directory} was computed by the backend {backend}, and {VARIABLE} forces "
+                f"{os.environ[VARIABLE]}: give --output another folder, or unset {VARIABLE}"
+            )
     return list(found.values())
+
+
+def to_train(runs: Iterable[Run], store: Store) -> list[Run]:
+    """Those of `runs` that are neither done nor can be taken over from a sibling folder."""
+    return [run for run in runs if store.state(run) not in FINAL and store.elsewhere(run) is None]
+
+
+def taken_over(run: Run, store: Store) -> Outcome | None:
+    """The outcome of `run` as a sibling folder has it, from now on here; call with the lock held.
+    None where no sibling has it."""
+    record = store.adopt(run)
+    if record is None:
+        return None
+    return Outcome(run, record.state, True, record.directory, adopted_from=record.adopted_from)
 
 
 def carry_out(
@@ -165,9 +196,9 @@ def _attempt(run, store, listen, should_stop, failed_before, reported) -> Outcom
         outcome = _known(run, store, listen, failed_before, reported)
         if outcome is not None:
             return outcome
-        adopted = store.adopt(run)
-        if adopted is not None:
-            return Outcome(run, adopted.state, True, adopted.directory)
+        outcome = taken_over(run, store)
+        if outcome is not None:
+            return outcome
         start = None
         if run.pretraining is not None:
             start = _known(run.pretraining, store, listen, failed_before, reported)

@@ -124,7 +124,7 @@ class ExperimentFile(BaseModel):
 
     With `extends` (the name of a shipped ablation, or a file), what is absent comes from there;
     `base`, variants and profiles are merged by dotted name, and a variant or profile set to null
-    is left out.
+    is left out. Its own `base` and `seeds` are stronger than the profiles that come from there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -134,6 +134,7 @@ def resolve(settings: Layer, prefix: str = "") -> tuple[RunConfig, dict[str, Set
         sections["model"]["pooling_scale"] = scale
     name, model = _model(sections["model"], data, f"{prefix}model")
     training = _validated(Recipe, f"{prefix}training", sections["training"])
+    _check_mixing(data, training, settings, prefix)
     masking = _masking(task, sections, model, name, prefix)
     run = RunConfig(
         task=task,
@@ -153,6 +154,16 @@ def resolve(settings: Layer, prefix: str = "") -> tuple[RunConfig, dict[str, Set
         for key in run.flat()
     }
     return run, found
+
+
+def _check_mixing(data: DataConfig, training: Recipe, settings: Layer, prefix: str) -> None:
+    for key in ("mixup", "cutmix"):
+        if getattr(data, key) and training.batch_size % 2:
+            setting = settings["training.batch_size"]  # By default it is even.
+            raise UserError(
+                f"{setting.place}: {prefix}training.batch_size = {training.batch_size}: "
+                f"{prefix}data.{key} pairs the images of a batch, so it must be even"
+            )
 
 
 def _task(settings: Layer, prefix: str) -> str:

@@ -4,24 +4,27 @@ A run lives in `<output>/runs/<variant>-seed<k>-<identity's first 8 digits>/`. I
 says what it is and its `result.json`, written last, what came out.
 """
 
-import contextlib
-import fcntl
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastvim.errors import UserError
+from fastvim.experiments.forced import other_backend
+from fastvim.experiments.locks import held, is_held
 from fastvim.experiments.schema import RunConfig
 from fastvim.files import delete_unfinished, write_atomic
 from fastvim.tasks import TASKS
 
 FORMAT = 1
+# `fastvim.training.state.WEIGHTS_FILE`, which needs torch.
+CHECKPOINT = "checkpoint.safetensors"
 FINAL = ("done", "diverged")
 
 
@@ -35,6 +38,8 @@ class Run:
     identity: str
     # The run whose encoder this one starts from.
     pretraining: "Run | None" = None
+    # Whether others start from its weights: without its checkpoint it is not done.
+    starts_others: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -49,12 +54,16 @@ class Run:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run directory as read. `state`: done, diverged, failed, started (has begun, no result)."""
+    """A run directory as read. `state`: done, diverged, failed, started (has begun, no result).
+
+    `adopted_from`: the sibling output folder that it has just been taken over from.
+    """
 
     directory: Path
     run: Run
     state: str
     result: dict[str, Any] = field(default_factory=dict)
+    adopted_from: Path | None = None
 
 
 class BrokenRun(UserError):
@@ -142,7 +151,8 @@ class Store:
                 problems.append(str(error))
                 continue
             if record.run.identity == run.identity:
-                return record, problems
+                lost = record.state == "done" and not _has_weights(run, directory)
+                return (replace(record, state="started") if lost else record), problems
         return None, problems
 
     def _candidates(self, run: Run, folder: Path) -> list[Path]:
@@ -193,14 +203,21 @@ class Store:
         return None if record is None else self._copy(run, record)
 
     def elsewhere(self, run: Run) -> RunRecord | None:
-        """The same run, finished, in a sibling output folder."""
+        """The same run, finished, in a sibling output folder; None where this one has begun it.
+
+        Of another backend than FASTVIM_KERNELS forces it is not the same.
+        """
+        if self.lookup(run)[0] is not None:
+            return None
         for folder in self.siblings():
             for directory in self._candidates(run, folder):
                 try:
                     record = read_run(directory)
                 except BrokenRun:
                     continue
-                if record.run.identity == run.identity and record.state in FINAL:
+                usable = record.state == "diverged" or _has_weights(run, directory)
+                same = record.run.identity == run.identity and record.state in FINAL
+                if same and usable and other_backend(record.result) is None:
                     return record
         return None
 
@@ -218,7 +235,7 @@ class Store:
                 shutil.rmtree(scratch, ignore_errors=True)
         except (OSError, shutil.Error) as error:
             raise UserError(f"cannot write {target}: {error}") from error
-        return read_run(target)
+        return replace(read_run(target), adopted_from=record.directory.parent.parent)
 
     def siblings(self) -> list[Path]:
         """The `runs` folders of the output folders beside this one."""
@@ -226,44 +243,13 @@ class Store:
         folders = sorted(output.parent.glob("*/runs"))
         return [folder for folder in folders if folder.parent != output]
 
-    @contextlib.contextmanager
-    def lock(self, run: Run) -> Iterator[bool]:
+    def lock(self, run: Run) -> AbstractContextManager[bool]:
         """Try to hold `run`; yields whether it worked. The kernel lets go when the owner dies."""
-        path = self._lock_path(run)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError as error:
-                raise UserError(f"cannot lock {path}: {error.strerror or error}") from error
-            # Someone may have deleted the file between opening and locking it.
-            held = path.exists() and os.fstat(handle).st_ino == path.stat().st_ino
-            yield held
-        finally:
-            os.close(handle)
+        return held(self._lock_path(run))
 
     def is_locked(self, run: Run) -> bool:
         """Whether a living process holds `run`. Creates nothing."""
-        try:
-            handle = os.open(self._lock_path(run), os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(handle)
-        return False
+        return is_held(self._lock_path(run))
 
     def _lock_path(self, run: Run) -> Path:
         return self.runs / ".locks" / f"{run.identity[:32]}.lock"
@@ -279,6 +265,11 @@ class Store:
             except BrokenRun as error:
                 problems.append(str(error))
         return records, problems
+
+
+def _has_weights(run: Run, directory: Path) -> bool:
+    """Whether those that start from `run` find its weights in `directory`."""
+    return not run.starts_others or (directory / CHECKPOINT).exists()
 
 
 def _has_files(directory: Path) -> bool:

@@ -37,6 +37,7 @@ def _described(run: Run) -> dict[str, Any]:
         "variant": run.variant,
         "seed": run.seed,
         "identity": run.identity,
+        "starts_others": run.starts_others,
         "config": run.config.nested(),
         "pretraining": None if run.pretraining is None else _described(run.pretraining),
     }
@@ -49,6 +50,7 @@ def _run(described: dict[str, Any]) -> Run:
         RunConfig.from_nested(described["config"]),
         described["identity"],
         None if described["pretraining"] is None else _run(described["pretraining"]),
+        described["starts_others"],
     )
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from fastvim.errors import UserError
@@ -22,6 +22,7 @@ from fastvim.experiments.runner import (
     every_run,
     failures,
     record_failure,
+    taken_over,
 )
 from fastvim.experiments.store import FINAL, Run, Store
 from fastvim.experiments.worker import INTERRUPTED, describe_work
@@ -67,16 +68,29 @@ def carry_out_with_jobs(
     so that one that is taken up again ends with the same bits.
     """
     failed_before = failures(store, runs)
-    reused = {run.identity for run in runs if store.state(run) in FINAL}
-    open_runs = [run for run in every_run(runs, store) if run.identity not in reused]
+    open_runs, there = [], {}
+    for run in every_run(runs, store):
+        outcome = _there(run, store)
+        if outcome is None:
+            open_runs.append(run)
+            continue
+        there[run.identity] = outcome
+        listen({"event": "end", "run": run, "outcome": outcome})
     pool = _Pool(store, open_runs, listen, failed_before)
     if open_runs:
         pool.run(min(jobs, len(open_runs)), threads_each(jobs), should_stop)
     # Every run has an outcome now; this reads them.
     finished = carry_out(runs, store, lambda event: None, should_stop, failed_before)
-    return [
-        Outcome(o.run, o.state, o.run.identity in reused, o.directory, o.message) for o in finished
-    ]
+    return [there.get(o.run.identity, replace(o, reused=False)) for o in finished]
+
+
+def _there(run: Run, store: Store) -> Outcome | None:
+    """The outcome of a run that needs no worker: done before, or taken over from a sibling."""
+    record, _ = store.lookup(run)
+    if record is not None and record.state in FINAL:
+        return Outcome(run, record.state, True, record.directory)
+    with store.lock(run) as held:
+        return taken_over(run, store) if held else None
 
 
 class _Pool:

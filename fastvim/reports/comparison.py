@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fastvim.errors import UserError, nearest
-from fastvim.experiments.identity import WITHOUT_EFFECT
 from fastvim.experiments.record import FILE, RecordedPlan, read_plan
 from fastvim.experiments.store import FINAL, BrokenRun, RunRecord, read_run
 from fastvim.reports.gather import assemble, variant_entry
 from fastvim.reports.study import Study, read_study, read_study_run
 from fastvim.reports.tables import NAMES
+from fastvim.training.recipe import WITHOUT_EFFECT
 
 # Where these differ, two variants were not asked the same test questions.
 TEST_SET = ("data.name", "data.test_images", "model.num_classes")

@@ -31,7 +31,10 @@ def load_pretrained(
     except FileNotFoundError as error:
         raise UserError(f"no pretrained checkpoint at {checkpoint}") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{checkpoint}: not a whole safetensors file ({error})") from error
+        raise UserError(
+            f"{checkpoint}: not a whole safetensors file ({error}); "
+            "delete its folder to train it again"
+        ) from error
     if pretraining["task"] == "masked-autoencoding":
         state = {
             name.removeprefix(ENCODER): value

@@ -15,6 +15,8 @@ ADAPTIVE = ("adam", "adamw", "nadamw", "lamb", "lion")
 MOMENTUM = ("sgd", "momentum", "lars")
 OPTIMIZERS = ADAPTIVE + MOMENTUM
 RESPONSES = ("skip", "clip", "lower_lr", "roll_back")
+# Bookkeeping: these settings of a run change how it is done, not what comes out of it.
+WITHOUT_EFFECT = ("data.root", "data.workers", "training.checkpoint_every", "training.log_every")
 
 
 class Recipe(BaseModel):

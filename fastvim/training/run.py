@@ -1,7 +1,6 @@
 """One run from its settings to its result."""
 
 import errno
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -32,6 +31,7 @@ from fastvim.training.state import (
     Progress,
     UnreadableState,
     load_state,
+    settings_digest,
     weights_bytes,
 )
 from fastvim.training.trainer import Trainer
@@ -76,8 +76,9 @@ def train_run(
     the encoder starts from the checkpoint in the directory `pretrained_in`.
 
     A run that was stopped or killed goes on from its last saved state and ends with the same
-    metrics and history, to the bit on a CPU with the same number of threads; a finished one
-    returns its result at once. A loss that is no number ends the run with the status `diverged`.
+    metrics and history, to the bit on a CPU with the same number of threads, whatever has become
+    of the settings WITHOUT_EFFECT; a finished one returns its result at once. A loss that is no
+    number ends the run with the status `diverged`.
 
     `report` receives dictionaries: `event` is `start`, `step`, `evaluation` or `note` (with
     `message`); `should_stop` is asked after every step. Raises Interrupted when it says yes, and
@@ -95,7 +96,7 @@ def train_run(
         settings["masking"] = masking.model_dump(mode="json")
     if pretrained is not None:
         settings["pretrained"] = dict(pretrained)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    digest = settings_digest(settings)
     finished = _finished(directory, digest)
     if finished is not None:
         return finished
@@ -288,8 +289,8 @@ def _finished(directory: Path, digest: str) -> dict | None:
         result = json.loads((directory / RESULT_FILE).read_text())
         if result["settings"] != digest:
             raise UserError(
-                f"{directory} holds the result of a run with other settings; "
-                "give this run its own folder"
+                f"{directory} holds the result of a run with other settings, which its "
+                f"{CONFIG_FILE} says; give this run its own folder"
             )
     except (OSError, KeyError, TypeError, json.JSONDecodeError):
         return None  # Absent, or damaged: the run is done again.

@@ -4,6 +4,7 @@ Tensors: `model.<name>`, `ema.<name>`, `optimizer.<parameter>.<name>`, `group.<g
 `measured.<name>`. Everything else is JSON in the header, with a checksum of the tensors.
 """
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from fastvim.errors import UserError
 from fastvim.files import write_atomic
+from fastvim.training.recipe import WITHOUT_EFFECT
 
 STATE_FILE = "resume.safetensors"
 WEIGHTS_FILE = "checkpoint.safetensors"
@@ -40,6 +42,23 @@ class Progress:
     validation: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     responses: dict = field(default_factory=dict)  # `Responder.state`, where the run has one.
+
+
+def settings_digest(settings: Mapping) -> str:
+    """Of all that decides the result of a run, and of the run it starts from (hex, 64 digits)."""
+    decisive = _decisive(settings)
+    if "pretrained" in decisive:
+        decisive["pretrained"] = _decisive(decisive["pretrained"])
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _decisive(settings: Mapping) -> dict:
+    kept = dict(settings)
+    for key in WITHOUT_EFFECT:
+        section, _, name = key.partition(".")
+        if section in kept:  # A caller of train_run may say less of a pretraining.
+            kept[section] = {k: value for k, value in kept[section].items() if k != name}
+    return kept
 
 
 def weights_bytes(model: nn.Module) -> bytes:
@@ -126,7 +145,10 @@ def load_state(
         raise UnreadableState(str(error) or type(error).__name__) from error
 
     if progress.settings != settings:
-        raise UserError(f"{path} is of a run with other settings; give this run its own folder")
+        raise UserError(
+            f"{path} is of a run with other settings: go on with those, which config.json beside "
+            "it says, or give this run its own folder"
+        )
 
     sections: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

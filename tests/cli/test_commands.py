@@ -168,6 +168,15 @@ def test_show_prints_values_with_their_origin(folder):
     assert sorted(folder.iterdir()) == [folder / "tiny.yaml"]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_an_output_that_cannot_be_written_is_called_so(folder):
+    command = [sys.executable, "-m", "fastvim_cli", "show", "tiny.yaml"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Error: cannot write to the output: No space left on device" in done.stderr
+
+
 def test_ablate_writes_and_prints_the_comparison(finished):
     folder, result = finished
     output = folder / "out/tiny"

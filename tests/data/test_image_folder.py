@@ -1,10 +1,17 @@
+import os
 import shutil
+import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastvim.data import DataConfig, load
+from fastvim.data.images import FileImages
+from fastvim.data.transforms import transformed_batches
 from fastvim.errors import UserError
+from fastvim.experiments.runner import StopRequest
 
 
 def config(root, **values):
@@ -28,7 +35,6 @@ def test_image_folder(image_folder):
 
 
 def test_evaluation_is_timms_resize_and_centre_crop(image_folder):
-    from PIL import Image
     from torchvision.transforms import functional as F
 
     data = load(config(image_folder, crop_pct=0.5))
@@ -72,6 +78,52 @@ def test_damaged_image_is_named(image_folder, tmp_path, workers):
     with pytest.raises(UserError) as caught:
         list(data.evaluation_batches("test", 4))
     assert str(caught.value).startswith(f"cannot read the image {path}")
+
+
+@pytest.mark.parametrize("name", ["little.png", "big.tif", "portable.pgm"])
+def test_grey_images_of_16_bits_are_scaled(tmp_path, name):
+    values = np.array([[0, 128, 129, 257], [25700, 32768, 65406, 65535]], dtype=np.uint16)
+    if name == "big.tif":
+        Image.frombytes("I;16B", (4, 2), values.astype(">u2").tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    image = FileImages(np.array([os.fsencode(tmp_path / name)]), np.array([0])).pil(0)
+    expected = [[0, 0, 1, 1], [100, 128, 254, 255]]
+    assert image.mode == "RGB" and np.asarray(image)[..., 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_pixels_of_unknown_range_are_refused(tmp_path, kind, mode):
+    path = tmp_path / "measured.tif"
+    Image.fromarray(np.full((2, 2), 3, kind)).save(path)
+    with pytest.raises(UserError, match=rf"measured\.tif: .*mode {mode}\b.*8 or 16 bits"):
+        FileImages(np.array([os.fsencode(path)]), np.array([0])).pil(0)
+
+
+@pytest.mark.parametrize("target", ["../../train/class0", ".."])
+def test_a_link_to_a_folder_above_it_is_refused(image_folder, tmp_path, target):
+    shutil.copytree(image_folder, tmp_path / "set")
+    (tmp_path / "set/train/class0").rename(tmp_path / "class0")
+    (tmp_path / "set/train/class0").symlink_to(tmp_path / "class0")
+    assert load(config(tmp_path / "set")).split_sizes["train"] == 24
+    loop = tmp_path / "set/train/class1/loop"
+    loop.symlink_to(target.replace("class0", "class1"))
+    with pytest.raises(UserError, match=f"the link {loop} leads back"):
+        load(config(tmp_path / "set"))
+
+
+def handlers(image):
+    """A transform that shows how its process takes SIGINT and SIGTERM."""
+    found = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return torch.full((3, 1, 1), float(found == [signal.SIG_IGN, signal.SIG_DFL]))
+
+
+def test_workers_leave_signals_to_their_parent(image_folder):
+    settings = config(image_folder, workers=1)
+    images = load(settings).splits["test"]
+    with StopRequest().listening(lambda: None):
+        ((pixels, _, _),) = transformed_batches(images, handlers, settings, [np.arange(2)])
+    assert pixels.all()
 
 
 def test_missing_folders_and_classes(image_folder, tmp_path):

@@ -311,6 +311,7 @@ def test_jobs_survive_the_death_of_a_worker(expected, folder):
     assert "killed by signal 9" in err
     states = sorted(json.loads(f.read_text())["status"] for f in runs.glob("*/result.json"))
     assert states == ["done", "failed"]
+    assert "its log" not in err and not list(runs.glob("*/log.txt"))
     again = here([*COMMAND, "--jobs", "2"])
     assert again.exit_code == 0, again.output
     # Sums over other numbers of threads differ in the last bits, so only the runs are the same.

@@ -80,6 +80,17 @@ def test_layers_and_where_values_came_from(file):
     assert set(origins) == set(two.config.flat())
 
 
+def test_grid_values_that_look_alike_have_names_of_their_own(file):
+    columns = "col," * 11
+    grid = [f"model.schedule=[{columns}row],[{columns}col]"]
+    plan = make_plan(load(file()), grid=grid, variants="one")
+    cut = f"one+schedule={'col-' * 10}"
+    assert [v.name for v in plan.variants] == [cut, f"{cut}-2"]
+    assert [v.config.model.schedule[-1] for v in plan.variants] == ["row", "col"]
+    with pytest.raises(UserError, match="the same value comes twice"):
+        make_plan(load("small.yaml"), grid=["model.d_state=4,8,4"])
+
+
 def test_nested_and_dotted_names_mean_the_same(file):
     dotted = TEXT.replace(
         "  model:\n    name: fastvim_femto\n    patch_size: 4\n",
@@ -108,6 +119,22 @@ seeds: 1
     assert plan.variants[0].origins["model.name"].layer == "base of small"
     without = make_plan(load(file("extends: small.yaml\nvariants: {two: null}\n", "w.yaml")))
     assert [v.name for v in without.variants] == ["one"]
+
+
+def test_what_an_extending_file_says_is_stronger_than_inherited_profiles(file):
+    file(TEXT.replace("seeds: [0, 4]}", "seeds: [0, 4], training.batch_size: 20, data.workers: 1}"))
+    file("extends: small.yaml\nbase: {training.epochs: 5, data.workers: 2}\n", "middle.yaml")
+    child = "extends: middle.yaml\nbase: {data.workers: 3}\nseeds: 1\n"
+    plan = make_plan(load(file(child, "child.yaml")), "short")
+    values = plan.variants[0].config
+    assert (values.training.epochs, values.training.batch_size, values.data.workers) == (5, 20, 3)
+    origin = plan.variants[0].origins["training.epochs"]
+    assert (origin.layer, origin.place) == ("base of middle", "middle.yaml:2:8")
+    assert plan.seeds == (0,)
+    own = child + "profiles: {short: {training.epochs: 7, data.workers: 4, seeds: 2}}\n"
+    plan = make_plan(load(file(own, "own.yaml")), "short")
+    values = plan.variants[0].config
+    assert (values.training.epochs, values.data.workers, plan.seeds) == (7, 4, (0, 1))
 
 
 def test_extends_in_a_circle(file):

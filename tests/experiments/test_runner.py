@@ -1,18 +1,25 @@
 """Real runs, small: reuse, stopping and going on, divergence, failure, and what is reported."""
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from fastvim.errors import UserError
 from fastvim.experiments.estimate import estimate
 from fastvim.experiments.experiment import load
 from fastvim.experiments.plan import identified_runs, make_plan
 from fastvim.experiments.record import write_plan
-from fastvim.experiments.runner import Stopped, carry_out
+from fastvim.experiments.runner import Stopped, carry_out, every_run, to_train
 from fastvim.experiments.store import Store
+from fastvim.experiments.workers import carry_out_with_jobs
 from fastvim.reports.gather import gather
 from fastvim.reports.tables import csv_table, markdown, write_tables
+from fastvim_cli.display import RunProgress
 
 TEXT = """\
 name: tiny
@@ -116,6 +123,41 @@ def test_siblings_share_runs(finished, runs):
     assert results_of(store.output, [runs[3]]) == results_of(output, [runs[3]])
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_of_a_sibling_are_said_to_be_taken_over(
+    finished, runs, tmp_path, capsys, monkeypatch, jobs
+):
+    shutil.copytree(finished[0], tmp_path / "tiny")
+    store = Store(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    for said in ("done (adopted from tiny)", "done (already there)"):
+        progress = RunProgress(4, 4)
+        if jobs > 1:
+            outcomes = carry_out_with_jobs(runs, store, progress, lambda: False, jobs)
+        else:
+            outcomes = carry_out(runs, store, progress, lambda: False)
+        assert all(outcome.reused for outcome in outcomes)
+        assert capsys.readouterr().err.count(said) == 4
+
+
+def test_runs_of_another_backend_than_the_forced_one_are_not_used(finished, runs, monkeypatch):
+    output, _ = finished
+    here, beside = Store(output), Store(output.parent / "forced")
+    backend = here.lookup(runs[0])[0].result["backend"]
+    monkeypatch.setenv("FASTVIM_KERNELS", backend)
+    assert every_run(runs, here) == runs and to_train(runs, beside) == []
+    monkeypatch.setenv("FASTVIM_KERNELS", "triton")
+    assert every_run(runs, beside) == to_train(runs, beside) == runs
+    with pytest.raises(UserError, match=f"by the backend {backend}.*FASTVIM_KERNELS.*--output"):
+        every_run(runs, here)
+
+
+def test_a_misspelt_backend_is_named_before_anything_is_done(plan, monkeypatch):
+    monkeypatch.setenv("FASTVIM_KERNELS", "referense")
+    with pytest.raises(UserError, match=r"FASTVIM_KERNELS.*did you mean 'reference'"):
+        identified_runs(plan)
+
+
 def test_divergence_is_recorded_and_the_others_go_on(tmp_path):
     (tmp_path / "d.yaml").write_text(
         TEXT.replace("two: {model.pooling: max}", "two: {training.lr: 1e30}")
@@ -147,6 +189,28 @@ def test_failure_is_recorded_with_its_log_and_tried_again(finished, runs, tmp_pa
     outcomes = carry_out(runs[:2], store, quietly, lambda: False)
     assert [(o.state, o.reused) for o in outcomes] == [("done", False), ("done", True)]
     assert results_of(store.output, runs[:2]) == results_of(output, runs[:2])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_damaged_image_whose_name_is_no_utf_8_fails_its_run_alone(tmp_path, jobs):
+    for part in ("good/train", "good/val"):
+        (tmp_path / part / "class").mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (28, 28)).save(tmp_path / part / "class" / f"{number}.png")
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    Path(os.fsdecode(os.fsencode(tmp_path / "bad/train/class") + b"/\xff.png")).write_bytes(b"no")
+    data = f"{{name: imagefolder, image_size: 28, root: {tmp_path}/good}}"
+    text = re.sub(r"data: .*", f"data: {data}", TEXT).replace("batch_size: 20", "batch_size: 2")
+    file = tmp_path / "images.yaml"
+    file.write_text(text.replace("one: {}", f"one: {{data.root: {tmp_path}/bad}}"))
+    runs = identified_runs(make_plan(load(str(file)), seeds="1"))
+    store = Store(tmp_path / "results/out")
+    if jobs > 1:
+        outcomes = carry_out_with_jobs(runs, store, quietly, lambda: False, jobs)
+    else:
+        outcomes = carry_out(runs, store, quietly, lambda: False)
+    assert [outcome.state for outcome in outcomes] == ["failed", "done"]
+    assert "\\udcff.png" in (outcomes[0].directory / "log.txt").read_text(encoding="utf-8")
 
 
 def test_results_hold_what_they_should(finished, runs, plan):
@@ -183,8 +247,6 @@ def test_tables_come_from_the_run_directories_alone(finished, tmp_path):
 
 
 def test_a_run_that_cannot_be_believed_is_not_counted(finished, runs, plan, tmp_path):
-    import shutil
-
     output = tmp_path / "damaged" / "out"
     shutil.copytree(finished[0], output)
     broken = Store(output).lookup(runs[1])[0].directory

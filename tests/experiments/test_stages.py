@@ -10,7 +10,7 @@ from fastvim.errors import UserError
 from fastvim.experiments.experiment import load
 from fastvim.experiments.plan import identified_runs, make_plan
 from fastvim.experiments.record import read_plan, write_plan
-from fastvim.experiments.runner import carry_out, every_run
+from fastvim.experiments.runner import carry_out, every_run, to_train
 from fastvim.experiments.schema import RunConfig
 from fastvim.experiments.store import Store, read_run
 from fastvim.experiments.worker import _described, _run
@@ -199,6 +199,18 @@ def test_a_forgotten_scale_is_a_warning_that_says_what_to_do(file):
         ),
         ("    masking", "    data.mixup: 1.0\n    masking", "9:5: pretrained.data.mixup does not"),
         (
+            "    masking: {mask_ratio: 0.5, decoder_width: 32, decoder_depth: 1}\n"
+            "    training: {epochs: 1, batch_size: 20",
+            "    task: classification\n    data.mixup: 0.5\n"
+            "    training: {epochs: 1, batch_size: 15",
+            "11:27: pretrained.training.batch_size = 15: pretrained.data.mixup pairs",
+        ),
+        (
+            "finetune: {",
+            "finetune: {data.cutmix: 1, training.batch_size: 5, ",
+            "16:30: training.batch_size = 5: data.cutmix pairs",
+        ),
+        (
             "    masking",
             "    interpolate_positions: 1\n    masking",
             "9:5: pretrained.interpolate_p",
@@ -277,6 +289,28 @@ def test_jobs_share_a_pretraining(file, tmp_path):
     assert [(o.state, o.reused) for o in outcomes] == [("done", True), ("done", False)]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_pretraining_that_lost_its_weights_is_trained_again_where_it_is_needed(
+    file, tmp_path, jobs
+):
+    first, second = (
+        identified_runs(planned(file, seeds="1", variants=names)) for names in ("one", "one,half")
+    )
+    store, beside = Store(tmp_path / "out"), Store(tmp_path / "beside")
+    carry_out(first, store, quietly, lambda: False)
+    pretraining = store.lookup(first[0].pretraining)[0].directory
+    weights = (pretraining / "checkpoint.safetensors").read_bytes()
+    (pretraining / "checkpoint.safetensors").unlink()
+    assert to_train(every_run(first, store), store) == []
+    assert to_train([first[0].pretraining], beside) == [first[0].pretraining]
+    if jobs > 1:
+        outcomes = carry_out_with_jobs(second, store, quietly, lambda: False, jobs)
+    else:
+        outcomes = carry_out(second, store, quietly, lambda: False)
+    assert [(o.state, o.reused) for o in outcomes] == [("done", True), ("done", False)]
+    assert jobs > 1 or (pretraining / "checkpoint.safetensors").read_bytes() == weights
+
+
 def test_runs_whose_pretraining_diverged_say_so(file, tmp_path):
     sets = ["pretrained.training.lr=1e30", "pretrained.training.epochs=3"]
     plan = planned(file, sets=sets, seeds="1", variants="one,scratch")
@@ -285,6 +319,10 @@ def test_runs_whose_pretraining_diverged_say_so(file, tmp_path):
     assert one.state == "failed" and scratch.state == "done"
     assert "the run it starts from, pretraining-seed0, diverged" in one.message
     assert read_run(one.directory).result["error"] == one.message
+    options = [part for text in sets for part in ("--set", text)]
+    command = ["train", "stages.yaml", "--variant", "one", *options, "-o", str(store.output)]
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 1 and one.message in again.output and "its log" not in again.output
 
 
 def test_train_makes_a_stage_alone(file, tmp_path):

@@ -159,6 +159,25 @@ def test_a_damaged_state_is_named_and_not_used(finished, settings, outcome, tmp_
     assert "resume.safetensors cannot be used" in again["notes"][0]
 
 
+@pytest.mark.parametrize("of", ["the run", "its pretraining"])
+def test_a_stopped_run_goes_on_with_other_bookkeeping(finished, settings, outcome, tmp_path, of):
+    first = settings()
+    again = settings(checkpoint_every=5, log_every=3, data={"workers": 1})
+    other = {**first, **{key: again[key] for key in ("data", "training")}}
+    if of == "its pretraining":
+        sections = [
+            {**arguments, **{k: arguments[k].model_dump() for k in ("data", "training")}}
+            for arguments in (first, again)
+        ]
+        first, other = ({**first, "pretrained": each} for each in sections)
+    with pytest.raises(Interrupted):
+        train_run(**first, directory=tmp_path, should_stop=stop_after(4))
+    events = []
+    train_run(**other, directory=tmp_path, report=events.append)
+    assert events[0]["step"] == 4
+    assert outcome(tmp_path) == outcome(finished[0])
+
+
 def test_a_state_of_other_settings_is_refused(settings, tmp_path):
     with pytest.raises(Interrupted):
         train_run(**settings(), directory=tmp_path, should_stop=stop_after(2))
