@@ -71,9 +71,9 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     missing = _unfinished(found, sizes)
     screen = console(stderr=True)
     if done := [str(size) for size in sizes if size not in missing]:
-        screen.print(f"{output}: goes on after {', '.join(done)} pixels")
+        screen.print(f"{output}: goes on after {', '.join(done)} pixels", markup=False)
     if useless:
-        screen.print(f"{output}: the profile there {useless}; it will be replaced")
+        screen.print(f"{output}: the profile there {useless}; it will be replaced", markup=False)
     paths, compared = [], []
     stop = StopRequest()
 
