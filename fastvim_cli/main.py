@@ -71,8 +71,20 @@ class LazyGroup(click.Group):
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
+            _drop_unwritten()
             place = error.filename or "to the output"
             raise BadInput(f"cannot write {place}: {error.strerror}") from error
+
+
+def _drop_unwritten() -> None:
+    """Else the interpreter tries once more as it ends, and its exit code is another."""
+    import os
+    import sys
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
