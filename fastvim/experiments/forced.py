@@ -10,10 +10,10 @@ NONE_OF_OURS = "pytorch"
 
 def check_forced() -> None:
     """UserError unless the backend that FASTVIM_KERNELS names, if it is set, works here."""
-    from fastvim.kernels import backends  # with torch, which a plan alone does without
-
     name = os.environ.get(VARIABLE)
     if name:
+        from fastvim.kernels import backends  # with torch, which a plan alone does without
+
         backends.require(name)
 
 

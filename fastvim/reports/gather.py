@@ -15,6 +15,7 @@ from fastvim.reports.tables import MADE_ON
 from fastvim.training.responses import read_responses
 
 FORMAT = 1
+ENVIRONMENT = "environment.json"
 METRICS = ("top1", "top5", "loss", "knn_top1")
 COUNTED = ("parameters", "gflops")
 MEASURED = ("train_images_per_second", "peak_memory_mb", "seconds")
@@ -117,13 +118,19 @@ def variant_entry(
     }
 
 
+def read_environment(directory: Path) -> dict[str, Any] | None:
+    """A run's environment.json; None where it cannot be read."""
+    try:
+        content = json.loads((directory / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else {}
+
+
 def _made_on(record: RunRecord) -> dict[str, Any]:
     """`MADE_ON` of a run; None for what its environment.json does not say."""
-    try:
-        said = json.loads((record.directory / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        said = None
-    known = {**(said if isinstance(said, dict) else {}), "backend": record.result.get("backend")}
+    said = read_environment(record.directory) or {}
+    known = {**said, "backend": record.result.get("backend")}
     return {name: known.get(name) for name in MADE_ON}
 
 

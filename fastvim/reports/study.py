@@ -4,7 +4,6 @@
 missing, unfinished or cannot be believed are named in `results` and count nowhere.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from fastvim.experiments.record import RecordedPlan, read_plan
 from fastvim.experiments.store import Run, RunRecord, Store, read_run
 from fastvim.reports.curves import RunCurves, read_curves
-from fastvim.reports.gather import gather
+from fastvim.reports.gather import ENVIRONMENT, gather, read_environment
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,9 @@ def _state(store: Store, run: Run) -> str:
 def read_study_run(variant: str, record: RunRecord, problems: list[str]) -> StudyRun:
     """The run with its curves and environment; files that cannot be read go to `problems`."""
     curves = read_curves(record.directory, problems)
-    path = record.directory / "environment.json"
-    environment: dict[str, Any] = {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            environment = content
-    except (OSError, ValueError, RecursionError):
+    environment = read_environment(record.directory)
+    if environment is None:
+        path = record.directory / ENVIRONMENT
         problems.append(f"{path}: cannot be read: this run's environment is not known")
+        environment = {}
     return StudyRun(variant, record, curves, environment)

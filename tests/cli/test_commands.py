@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 import pytest
-import torch
 from click.testing import CliRunner
 
 from fastvim.experiments.store import Store, read_run
@@ -350,59 +349,6 @@ def test_new_schema_and_completion(folder):
     assert "model.schedule" in fastvim("schema", "--keys").output.splitlines()
     for shell in ("bash", "zsh", "fish"):
         assert "_FASTVIM_COMPLETE" in fastvim("completion", shell).output
-
-
-def test_doctor_says_what_works_and_why_not():
-    result = fastvim("doctor")
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    proof = next(line.split() for line in lines if line.startswith("reference  "))
-    assert proof[1:4] == ["works", "on", "cpu"] and 0 < float(proof[4]) < 1e-5
-    assert next(line.split() for line in lines if line.startswith("on cpu"))[2] != "triton"
-    assert "fashion-mnist-subset" in result.output and "found" in result.output
-
-
-def test_doctor_finds_a_backend_that_is_wrong(monkeypatch):
-    from fastvim.kernels import native, reference
-
-    if native.REASON is not None:
-        pytest.skip(f"no second backend: {native.REASON}")
-    right = reference.selective_scan
-
-    def wrong(u, *rest):
-        y, state = right(u, *rest)
-        return (-y if u.dtype == torch.float32 else y), state
-
-    monkeypatch.setattr("fastvim.kernels.cpu.selective_scan", wrong)
-    result = fastvim("doctor")
-    assert result.exit_code == 1 and "IS WRONG on cpu" in result.output
-
-
-def test_doctor_finds_a_gradient_that_is_not_a_number(monkeypatch):
-    from fastvim.kernels import cpu, native
-
-    if native.REASON is not None:
-        pytest.skip(f"no second backend: {native.REASON}")
-    right = cpu.selective_scan_backward
-
-    def wrong(*inputs):
-        u, *others = right(*inputs)
-        return [u, *(torch.full_like(gradient, torch.nan) for gradient in others)]
-
-    monkeypatch.setattr(cpu, "selective_scan_backward", wrong)
-    result = fastvim("doctor")
-    assert result.exit_code == 1 and "IS WRONG on cpu" in result.output
-
-
-def test_doctor_says_that_kernels_have_one_thread(monkeypatch):
-    from fastvim.kernels import native
-
-    if native.REASON is not None:
-        pytest.skip(f"no second backend: {native.REASON}")
-    monkeypatch.setattr(native, "OPENMP", None)
-    result = fastvim("doctor")
-    assert result.exit_code == 0
-    assert "works on cpu, on one thread, for torch has no OpenMP runtime" in result.output
 
 
 def test_a_configuration_cannot_run_code(folder):
