@@ -19,6 +19,7 @@ from fastvim.reports.stability_table import LAST_STEPS, THROWN_BACK, counted_los
 from fastvim.reports.study import Study, StudyRun
 from fastvim.stability.alternatives import SCORE_LEAST, spike_score
 from fastvim.stability.episodes import DIVERGENCE, NONFINITE
+from fastvim.training.recorded import recorded_summary
 from fastvim.training.responses import read_responses
 
 FORMAT = 1
@@ -129,7 +130,7 @@ def _attributions(folder: Path) -> dict[str, str]:
     """Step -> what the recorder said, for episodes that it could attribute."""
     found = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: int(path.stem)):
-        summary = json.loads(path.read_text(encoding="utf-8"))["summary"]
+        summary = recorded_summary(folder.parent, int(path.stem))
         if summary is not None:
             found[path.stem] = summary
     return found

@@ -69,6 +69,17 @@ def test_the_table_and_the_results_tell_the_rates_apart(study):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_damaged_record_of_an_episode_is_one_that_nothing_is_said_of(study, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(study[0], copy)
+    recorded = list(copy.glob("study/runs/*/episodes/*.json"))
+    assert recorded
+    for path in recorded:
+        path.write_bytes(path.read_bytes()[:40])
+    result = fastvim("stability", *OPTIONS, "-o", copy)
+    assert result.exit_code == 0, result.output
+
+
 def test_a_response_is_asked_for_by_set_and_reported(tmp_path):
     """Without the norm among the factors there is nothing to say of the claim about it."""
     options = [*OPTIONS, "--factor", "merge", "--set", "training.response=skip"]
