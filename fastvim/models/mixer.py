@@ -58,9 +58,8 @@ class Mixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(2, inner, states))
         self.D = nn.Parameter(torch.empty(2, inner))
         # Zero weights every token alike, so that attention starts as the mean.
-        self.pool_query = (
-            nn.Parameter(torch.zeros(2, inner)) if config.pooling == "attention" else None
-        )
+        attends = config.pooling == "attention" and config.schedule
+        self.pool_query = nn.Parameter(torch.zeros(2, inner)) if attends else None
         self.norm = nn.LayerNorm(inner, eps=config.norm_eps) if config.post_ssm_norm else None
         self.out_proj = nn.Linear(inner, width, bias=False)
         # Called with the mixer, the pooled and the scanned steps (2, B, S, D), and the output

@@ -44,6 +44,7 @@ def test_published_widths_and_depths(name):
         {"schedule": ["row"]},
         {"schedule": ["col", "col", "row"]},
         {"schedule": []},
+        {"schedule": [], "pooling": "attention"},
         {"schedule": [], "class_token": "head"},
         {"schedule": [], "class_token": "middle", "scan_order": ["col", "row"]},
         {"post_ssm_norm": False},

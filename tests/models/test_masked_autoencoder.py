@@ -43,10 +43,9 @@ def test_loss_prediction_and_gradients_are_the_published_ones(path, backend):
         close(gradient, tensors[f"grad.{name}"])
 
 
-def autoencoder(schedule=("col", "row"), **masking):
-    config = resolve_config(
-        "fastvim_femto", {"schedule": list(schedule), "image_size": [12, 16], "patch_size": 2}
-    )
+def autoencoder(schedule=("col", "row"), pooling="mean", **masking):
+    values = {"schedule": list(schedule), "pooling": pooling}
+    config = resolve_config("fastvim_femto", values | {"image_size": [12, 16], "patch_size": 2})
     settings = {"mask_ratio": 0.6, "decoder_width": 32, "decoder_depth": 1} | masking
     return MaskedAutoencoder(config, MaskingConfig(**settings), seed=1).double()
 
@@ -130,9 +129,10 @@ def test_the_divisor_is_the_full_row_or_the_kept():
     torch.testing.assert_close(full.encode(images(1), kept), scaled.encode(images(1), kept))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
 @pytest.mark.parametrize("schedule", [["col", "row"], []])
-def test_removed_tokens_have_no_influence_on_the_encoder(schedule):
-    model = autoencoder(schedule=schedule)
+def test_removed_tokens_have_no_influence_on_the_encoder(schedule, pooling):
+    model = autoencoder(schedule, pooling)
     x = images()
     noise = torch.rand(2, 48, generator=torch.Generator().manual_seed(4))
     kept = model.kept_places(noise)
