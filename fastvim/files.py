@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from fastvim.errors import UserError
 
 UNFINISHED = ".unfinished"
+# Errors of a place where nothing more can be written, whatever is tried next.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def make_folder(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Token grids: named axes with sizes, the orders in which a scan visits them, the axis it pools."""
 
+import math
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class TokenGrid:
     class_token: int | None = None
 
     def __len__(self) -> int:
-        tokens = reduce(lambda product, size: product * size, self.sizes, 1)
+        tokens = math.prod(self.sizes)
         return tokens + (self.class_token is not None)
 
     def scan_order(self, pooled: str | None, base: tuple[str, ...] | None = None) -> tuple:
@@ -63,12 +63,12 @@ class TokenGrid:
         (FastMaskVim's reverse direction reads the step of the token at the mirrored place).
         """
         order = self.scan_order(pooled, base)
-        places = torch.arange(reduce(lambda a, b: a * b, self.sizes, 1)).reshape(self.sizes)
+        places = torch.arange(math.prod(self.sizes)).reshape(self.sizes)
         places = places.permute([self.axes.index(axis) for axis in order])
         steps, n_steps = None, len(self)
         if pooled is not None:
             shape = [1 if axis == pooled else places.shape[i] for i, axis in enumerate(order)]
-            n_steps = reduce(lambda a, b: a * b, shape, 1)
+            n_steps = math.prod(shape)
             steps = torch.arange(n_steps).reshape(shape).expand(places.shape).reshape(-1)
         places = places.reshape(-1)
         if self.class_token is not None:

@@ -18,11 +18,11 @@ def command():
       fastvim doctor
     """
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
     import fastvim
+    from fastvim.kernels.backends import installed_version
     from fastvim_cli.display import console, table
 
     out = console()
@@ -30,10 +30,7 @@ def command():
     rows.add_row("fastvim", fastvim.__version__)
     rows.add_row("Python", platform.python_version())
     for library in LIBRARIES:
-        try:
-            rows.add_row(library, version(library))
-        except PackageNotFoundError:
-            rows.add_row(library, "missing")
+        rows.add_row(library, installed_version(library) or "missing")
     out.print(rows)
 
     rows = table("devices", "")

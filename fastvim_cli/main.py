@@ -1,6 +1,5 @@
 """The root command. Commands are imported when they are used, so that `--help` is instant."""
 
-import errno
 import importlib
 
 import click
@@ -25,7 +24,6 @@ COMMANDS = {
     "doctor": "Say what was found: versions, devices, backends, data sets.",
     "completion": "Print shell completion for bash, zsh or fish.",
 }
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class BadInput(click.ClickException):
@@ -69,6 +67,8 @@ class LazyGroup(click.Group):
                 raise
             raise BadInput(str(error)) from error
         except OSError as error:
+            from fastvim.files import UNWRITABLE
+
             if error.errno not in UNWRITABLE:
                 raise
             _drop_unwritten()

@@ -56,6 +56,8 @@ def _first(flat: dict[str, dict]) -> dict:
 
 
 def _variants(plan, flat: dict[str, dict], keys: list[str]):
+    from rich.markup import escape
+
     from fastvim_cli.display import table
 
     rows = table("variant", "compared with", *keys)
@@ -67,11 +69,13 @@ def _variants(plan, flat: dict[str, dict], keys: list[str]):
                 cells.append(f"{_text(flat[variant.name][key])}  ({origin.layer})")
             else:
                 cells.append("-")
-        rows.add_row(variant.name, variant.baseline or "-", *map(_plain, cells))
+        rows.add_row(variant.name, variant.baseline or "-", *map(escape, cells))
     return rows
 
 
 def _values(variant, flat: dict[str, dict], keys: list[str]):
+    from rich.markup import escape
+
     from fastvim_cli.display import table
 
     rows = table("shared value", "", "from", "at")
@@ -79,15 +83,8 @@ def _values(variant, flat: dict[str, dict], keys: list[str]):
         origin = variant.origins[key]
         path, colon, position = origin.place.partition(":")
         place = f"{Path(path).name}{colon}{position}" if colon else origin.place
-        rows.add_row(*map(_plain, (key, _text(flat[variant.name][key]), origin.layer, place)))
+        rows.add_row(*map(escape, (key, _text(flat[variant.name][key]), origin.layer, place)))
     return rows
-
-
-def _plain(text: str) -> str:
-    """Rich takes square brackets for markup."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _text(value: object) -> str:

@@ -54,7 +54,8 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -63,7 +64,8 @@ def _version(package: str) -> str | None:
 
 def unfit_triton() -> str | None:
     """Why the Triton found cannot compile the kernels; None if it can. Imports nothing of it."""
-    version = _version("triton") or _version("pytorch-triton")  # as nightly builds name it
+    # Nightly builds name it otherwise.
+    version = installed_version("triton") or installed_version("pytorch-triton")
     if version is None:
         return "Triton is not installed; it comes with torch for CUDA on Linux"
     if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):

@@ -1,23 +1,12 @@
 """The arguments of the C++ kernels, built from tensors: addresses, strides, settings."""
 
+import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastvim.kernels.native import (
-    LIBRARY,
-    BlockCall,
-    BlockGradients,
-    MagnitudesCall,
-    MixerCall,
-    NormCall,
-    ProductCall,
-    RowsProductCall,
-    ScanCall,
-    ScanGradients,
-    StepsCall,
-)
+from fastvim.kernels.native import LIBRARY, MixerCall, ScanCall, ScanGradients
 from fastvim.kernels.reference import MixerWeights, ScanLayout
 
 _POOLING = {"mean": 1, "sum": 2, "max": 3}
@@ -25,16 +14,7 @@ _POOLING = {"mean": 1, "sum": 2, "max": 3}
 
 def run(
     name: str,
-    call: ScanCall
-    | ScanGradients
-    | MixerCall
-    | NormCall
-    | MagnitudesCall
-    | ProductCall
-    | RowsProductCall
-    | StepsCall
-    | BlockCall
-    | BlockGradients,
+    call: ctypes.Structure,
     dtype: torch.dtype,
 ) -> None:
     status = getattr(LIBRARY, name)(call, dtype == torch.float64)

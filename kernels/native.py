@@ -5,6 +5,7 @@ The structures mirror csrc/interface.h field by field.
 
 import ctypes
 import sysconfig
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -15,17 +16,12 @@ _PATH = Path(__file__).parent / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
 def _fields(description: str) -> list[tuple[str, type]]:
     """ctypes fields from "name name*count | name ...": integers | pointers, alternating."""
     fields = []
-    for part, kind in zip(description.split("|"), _alternating(), strict=False):
+    kinds = cycle((ctypes.c_int64, ctypes.c_void_p))
+    for part, kind in zip(description.split("|"), kinds, strict=False):
         for word in part.split():
             name, _, count = word.partition("*")
             fields.append((name, kind * int(count) if count else kind))
     return fields
-
-
-def _alternating():
-    while True:
-        yield ctypes.c_int64
-        yield ctypes.c_void_p
 
 
 class OpenMP(ctypes.Structure):

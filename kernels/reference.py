@@ -45,20 +45,15 @@ class ScanLayout(NamedTuple):
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _per_token(matrix: Tensor, name: str, batch: int, channels: int, length: int) -> Tensor:
+def _per_token(matrix: Tensor, batch: int, channels: int, length: int) -> Tensor:
     """B or C of `selective_scan` as (B, D, N, L), from (D, N), (B, N, L) or (B, G, N, L)."""
     if matrix.dim() == 2:
         return matrix[None, :, :, None].expand(batch, -1, -1, length)
     if matrix.dim() == 3:
         matrix = matrix[:, None]
-    if matrix.dim() != 4 or channels % matrix.shape[1]:
-        raise ValueError(
-            f"{name} has shape {tuple(matrix.shape)}; it must be (D, N), (B, N, L) or (B, G, N, L) "
-            f"with D = {channels} divisible by G"
-        )
     return matrix.repeat_interleave(channels // matrix.shape[1], dim=1)
 
 
@@ -89,8 +84,8 @@ def selective_scan(
         # torch's default is linear above 20, which is 2e-9 off: too much for float64.
         step = F.softplus(step, threshold=40.0)
     decay = A.to(dtype)
-    inputs = _per_token(B.to(dtype), "B", batch, channels, length)
-    outputs = _per_token(C.to(dtype), "C", batch, channels, length)
+    inputs = _per_token(B.to(dtype), batch, channels, length)
+    outputs = _per_token(C.to(dtype), batch, channels, length)
 
     state = x.new_zeros(batch, channels, A.shape[1])
     scanned = []

@@ -51,8 +51,6 @@ class Plan:
     profile: str
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
-    # --set and --grid as given.
-    overrides: tuple[str, ...] = ()
     # What the user should know before anything is trained.
     warnings: tuple[str, ...] = ()
 
@@ -107,9 +105,7 @@ def make_plan(
             if baseline is not None and baseline.partition("+")[0] not in chosen:
                 baseline = None
             planned.append(Variant(name + suffix, run, origins, baseline))
-    overrides = [f"--set {text}" for text in sets] + [f"--grid {text}" for text in grid]
-    warnings = _warnings(planned)
-    return Plan(experiment, profile, run_seeds, tuple(planned), tuple(overrides), warnings)
+    return Plan(experiment, profile, run_seeds, tuple(planned), _warnings(planned))
 
 
 def _stronger(base: Layer, profile: Layer) -> Layer:

@@ -8,7 +8,7 @@ from fastvim.errors import UserError
 from fastvim.experiments.plan import Plan, loaded
 from fastvim.experiments.schema import RunConfig
 from fastvim.experiments.stability import RUNS_FOLDER
-from fastvim.experiments.store import FORMAT, Run
+from fastvim.experiments.store import FORMAT, Run, check_format, read_json
 from fastvim.files import write_atomic
 
 FILE = "experiment.json"
@@ -81,17 +81,12 @@ def folder_of_runs(output: Path) -> Path:
 def read_plan(output: Path) -> RecordedPlan:
     """Read experiment.json; UserError when there is none, or it cannot be believed."""
     path = Path(output) / FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    content = read_json(path)
+    if content is None:
         raise UserError(
             f"{output}: no experiment here (no {FILE}); give the output folder of `fastvim ablate`"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: corrupt: {' '.join(str(error).split())[:200]}") from None
-    version = content.get("format", FORMAT) if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise UserError(f"{path}: written by a newer fastvim (format {version})")
+        )
+    check_format(path, content)
     try:
         variants = {
             item["name"]: RunConfig.from_nested(item["config"]) for item in content["variants"]

@@ -4,7 +4,6 @@ Several runners may work on one output folder: each takes a run that nobody hold
 returns before every run has an outcome.
 """
 
-import errno
 import json
 import os
 import signal
@@ -20,18 +19,9 @@ from typing import Any
 from fastvim.errors import UserError
 from fastvim.experiments.forced import VARIABLE, other_backend
 from fastvim.experiments.store import FINAL, FORMAT, Run, RunRecord, Store
-from fastvim.files import write_atomic
+from fastvim.files import UNWRITABLE, write_atomic
 
 WAIT_SECONDS = 1.0
-# Nothing more can be written: going on with the next run would only fail again.
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-)
 
 
 @dataclass(frozen=True)

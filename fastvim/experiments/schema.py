@@ -20,6 +20,7 @@ LIST_KEYS = "fastvim schema --keys"
 INTERPOLATE = "interpolate_positions"
 # Keys of `model` that only timm's vision transformers have.
 TRANSFORMER_KEYS = ("embed_dim", "num_heads")
+SECTIONS = {"data": DataConfig, "model": ModelConfig, "training": Recipe, "masking": MaskingConfig}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -152,13 +153,7 @@ class ExperimentFile(BaseModel):
 
 def known_keys() -> list[str]:
     """Every dotted name that a run has."""
-    sections = {
-        "data": DataConfig,
-        "model": ModelConfig,
-        "training": Recipe,
-        "masking": MaskingConfig,
-    }
-    names = [f"{section}.{key}" for section, kind in sections.items() for key in kind.model_fields]
+    names = [f"{section}.{key}" for section, kind in SECTIONS.items() for key in kind.model_fields]
     names = ["task", "model.name", *names, *(f"model.{key}" for key in TRANSFORMER_KEYS)]
     return [*names, f"pretrained.{INTERPOLATE}", *(f"pretrained.{name}" for name in names)]
 
@@ -189,13 +184,7 @@ def json_schema() -> dict:
     schema = ExperimentFile.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     sections, keys = {}, {}
-    kinds = {
-        "data": DataConfig,
-        "model": ModelConfig,
-        "training": Recipe,
-        "masking": MaskingConfig,
-    }
-    for section, kind in kinds.items():
+    for section, kind in SECTIONS.items():
         part = kind.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(part.pop("$defs", {}))
         properties = dict(part["properties"])

@@ -19,6 +19,7 @@ from fastvim.experiments.pretraining import (
 )
 from fastvim.experiments.schema import (
     INTERPOLATE,
+    SECTIONS,
     Pretrained,
     RunConfig,
     Task,
@@ -31,7 +32,6 @@ from fastvim.models.config import TIMM_PREFIX, MaskingConfig, ModelConfig
 from fastvim.models.presets import PRESETS
 from fastvim.training.recipe import Recipe
 
-SECTIONS = ("data", "model", "training", "masking")
 NESTED = (*SECTIONS, SECTION, *(f"{SECTION}.{section}" for section in SECTIONS))
 # Fields of `model` that hold for whatever model a higher layer names.
 OF_EVERY_MODEL = ("image_size", "in_channels", "num_classes", "drop_path_rate")

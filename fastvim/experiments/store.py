@@ -72,10 +72,10 @@ class BrokenRun(UserError):
 
 def read_run(directory: Path) -> RunRecord:
     """Read a run directory; BrokenRun, with the reason, when it cannot be believed."""
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     if config is None:
         raise BrokenRun(f"{directory}: not a run: it has no config.json")
-    _check_format(directory / "config.json", config)
+    check_format(directory / "config.json", config)
     try:
         values = {key: config[key] for key in ("task", "data", "model", "training")}
         values |= {key: config[key] for key in ("masking", "pretrained") if key in config}
@@ -88,10 +88,10 @@ def read_run(directory: Path) -> RunRecord:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BrokenRun(f"{directory / 'config.json'}: not a run's settings: {reason}") from None
-    result = _read_json(directory / "result.json")
+    result = read_json(directory / "result.json")
     if result is None:
         return RunRecord(directory, run, "started")
-    _check_format(directory / "result.json", result)
+    check_format(directory / "result.json", result)
     state = result.get("status")
     if state not in (*FINAL, "failed"):
         raise BrokenRun(f"{directory / 'result.json'}: unknown status {state!r}")
@@ -100,7 +100,7 @@ def read_run(directory: Path) -> RunRecord:
     return RunRecord(directory, run, state, result)
 
 
-def _read_json(path: Path) -> dict | None:
+def read_json(path: Path) -> dict | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -112,7 +112,7 @@ def _read_json(path: Path) -> dict | None:
     return content
 
 
-def _check_format(path: Path, content: dict) -> None:
+def check_format(path: Path, content: dict) -> None:
     version = content.get("format", FORMAT)
     if not isinstance(version, int) or version > FORMAT:
         raise BrokenRun(f"{path}: written by a newer fastvim (format {version}, this is {FORMAT})")

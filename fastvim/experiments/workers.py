@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from fastvim.errors import UserError
@@ -40,7 +40,7 @@ class _Worker:
     # The run it is on, to know what died with it.
     current: Run | None = None
     fatal: str | None = None
-    ended: bool = field(default=False)
+    ended: bool = False
 
 
 def cores() -> int:

@@ -164,7 +164,6 @@ class MaskedAutoencoder(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, as the classifier's, and the mask token."""
-        # timm's optimiser exempts biases and norms by itself.
         names = {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
         exempt = ("A_log", "D", "bias", "conv_bias", "dt_bias", "mask_token", "pos_embed")
         return names | {

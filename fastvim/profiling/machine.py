@@ -1,12 +1,12 @@
 """What the figures of a study or a benchmark were measured on."""
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from fastvim.kernels import native
+from fastvim.kernels.backends import installed_version
 from fastvim.training.devices import describe_environment, kernel_backend
 
 # What the suite is timed against, besides PyTorch.
@@ -20,7 +20,7 @@ def describe(device: torch.device) -> dict:
     if backend == "cpu" and native.LIBRARY is not None:
         level = native.LIBRARY.fastvim_level().decode()
         backend = f"cpu ({level}{'' if native.OPENMP else ', one thread: no OpenMP runtime'})"
-    peers = {name: _version(name) for name in PEERS}
+    peers = {name: installed_version(name) for name in PEERS}
     packages = environment["packages"] | peers
     return environment | {"kernels": backend, "packages": packages}
 
@@ -61,10 +61,3 @@ def clock_mhz(device: torch.device) -> int | None:
     except (OSError, ValueError):
         return None
     return round(sum(clocks) / len(clocks)) if clocks else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -74,7 +74,7 @@ def compare(
         variant_entry(name, plan.baselines.get(name), by_seed, [])
         for name, by_seed in runs_by_seed.items()
     ]
-    results = assemble(plan, variants, list(plan.baselines.items()), problems)
+    results = assemble(plan, variants, problems)
     runs = [
         read_study_run(name, by_seed[seed], problems)
         for name, by_seed in runs_by_seed.items()

@@ -46,13 +46,10 @@ def gather(output: str | Path) -> dict[str, Any]:
         variant_entry(name, plan.baselines.get(name), records[name], missing[name])
         for name in plan.variants
     ]
-    pairs = [(name, baseline) for name, baseline in plan.baselines.items()]
-    return assemble(plan, variants, pairs, problems)
+    return assemble(plan, variants, problems)
 
 
-def assemble(
-    plan: RecordedPlan, variants: list[dict], pairs: list[tuple[str, str]], problems: list[str]
-) -> dict[str, Any]:
+def assemble(plan: RecordedPlan, variants: list[dict], problems: list[str]) -> dict[str, Any]:
     """results.json of variants that have been read: contrasts and verdicts added."""
     claims = load_claims()
     ours = [c for c in claims.values() if c.id == plan.claim or plan.name in c.experiments]
@@ -75,7 +72,7 @@ def assemble(
         "command": plan.command,
         "scale": scale,
         "variants": variants,
-        "contrasts": contrasts(values, pairs, plan.metric, ours, scale),
+        "contrasts": contrasts(values, list(plan.baselines.items()), plan.metric, ours, scale),
         "problems": problems,
     }
     results["claims"] = [_judged(claim, results, claims) for claim in ours]

@@ -12,7 +12,15 @@ from fastvim.reports import figures, words
 from fastvim.reports.disagreements import disagreements
 from fastvim.reports.pictures import run_pictures
 from fastvim.reports.study import Study
-from fastvim.reports.tables import NAMES, PERCENT, difference, spoken_on, spread
+from fastvim.reports.tables import (
+    NAMES,
+    PERCENT,
+    contrast_notes,
+    difference,
+    signed,
+    spoken_on,
+    spread,
+)
 
 # What each plot shows, for its caption and for those who cannot see it.
 CAPTIONS = {
@@ -60,7 +68,7 @@ def html_page(study: Study) -> str:
         plots=_plots(study),
         pictures=run_pictures(study),
         captions=CAPTIONS,
-        notes=_notes(results),
+        notes=contrast_notes(results),
         other_claims=len(results["claims"]) - len(spoken_on(results)),
         differing=differing,
         shared=shared,
@@ -107,7 +115,7 @@ def _variants(study: Study) -> list[dict[str, Any]]:
             {
                 **variant,
                 "shown": metrics,
-                "difference": difference(contrast, contrast["metric"]) if contrast else "baseline",
+                "difference": difference(contrast) if contrast else "baseline",
                 "costs": {
                     name: "-" if variant["cost"].get(name) is None else form(variant["cost"][name])
                     for name, (_, form) in COST_HEADS.items()
@@ -126,22 +134,13 @@ def _contrasts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         shown.append(
             {
                 **contrast,
-                "text": difference(contrast, contrast["metric"]),
+                "text": difference(contrast),
                 "side": words.side(contrast),
-                "bootstrap": f"[{boot[0]:+.{digits}f}, {boot[1]:+.{digits}f}]" if boot else "-",
+                "bootstrap": f"[{', '.join(signed(end, digits) for end in boot)}]" if boot else "-",
                 "effect": "-" if effect is None else f"{effect:+.2f}",
             }
         )
     return shown
-
-
-def _notes(results: Mapping[str, Any]) -> list[str]:
-    """What could not be computed and why; variants with the same note share a line."""
-    said: dict[str, list[str]] = {}
-    for contrast in results["contrasts"]:
-        for note in contrast["notes"]:
-            said.setdefault(note, []).append(contrast["variant"])
-    return [f"{', '.join(names)}: {note}." for note, names in said.items()]
 
 
 def _environments(study: Study) -> tuple[dict[str, str], dict[str, list[str]]]:

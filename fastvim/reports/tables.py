@@ -75,7 +75,7 @@ def _row(variant: Mapping, contrast: Mapping | None, results: Mapping[str, Any])
         spread(metrics["top1"], 2),
         spread(metrics["top5"], 2),
         *([spread(metrics.get("knn_top1", []), 2)] if _has_neighbours(results) else []),
-        difference(contrast, results["metric"]) if contrast else "baseline",
+        difference(contrast) if contrast else "baseline",
         number(None if parameters is None else parameters / 1e6, ".4g"),
         number(cost["gflops"], ".4g"),
         number(cost["train_images_per_second"], ".0f"),
@@ -95,9 +95,9 @@ def spread(values: list[float | None], digits: int) -> str:
     return f"{text} ± {stdev(known):.{digits}f}" if len(known) > 1 else text
 
 
-def difference(contrast: Mapping, metric: str) -> str:
-    """`+1.20 [+0.30, +2.10]`, with the baseline's name."""
-    digits = 2 if metric in PERCENT else 3
+def difference(contrast: Mapping) -> str:
+    """`+1.20 [+0.30, +2.10]`."""
+    digits = 2 if contrast["metric"] in PERCENT else 3
     if contrast["difference"] is None:
         return "-"
     text = signed(contrast["difference"], digits)
@@ -137,18 +137,17 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"{name} is compared with {base}, paired by seed." for name, base in baselines.items()
         ]
     lines += _differently_made(results["variants"])
-    lines += [_claim(claim) for claim in spoken_on(results)]
+    lines += [
+        f"{claim_words(claim)} The evidence here: {claim['verdict']}. {claim_reason(claim)}"
+        for claim in spoken_on(results)
+    ]
     others = len(results["claims"]) - len(spoken_on(results))
     if others:
         lines.append(
             f"{others} further claim{'s' * (others > 1)} of the paper about these variants "
             f"hold{'s' * (others == 1)} at another scale only; `fastvim claims` lists them."
         )
-    said: dict[str, list[str]] = {}
-    for contrast in results["contrasts"]:
-        for note in contrast["notes"]:
-            said.setdefault(note, []).append(contrast["variant"])
-    lines += [f"{', '.join(names)}: {note}." for note, names in said.items()]
+    lines += contrast_notes(results)
     for variant in results["variants"]:
         lines += [f"{variant['name']}, {line}" for line in response_lines(variant["responses"])]
         if variant["missing"]:
@@ -156,6 +155,15 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             lines.append(f"{variant['name']}: seed {seeds} has no result and is not counted.")
     lines += [f"Skipped: {problem}" for problem in results["problems"]]
     return lines
+
+
+def contrast_notes(results: Mapping[str, Any]) -> list[str]:
+    """What could not be computed and why; variants with the same note share a line."""
+    said: dict[str, list[str]] = {}
+    for contrast in results["contrasts"]:
+        for note in contrast["notes"]:
+            said.setdefault(note, []).append(contrast["variant"])
+    return [f"{', '.join(names)}: {note}." for note, names in said.items()]
 
 
 def _differently_made(variants: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,13 +200,17 @@ def spoken_on(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _claim(claim: Mapping[str, Any]) -> str:
+def claim_words(claim: Mapping[str, Any]) -> str:
+    """The claim, and what was published."""
+    statement = claim["statement"].strip().rstrip(".")
+    return f"Claim {claim['id']}: {statement} (published: {claim['published']})."
+
+
+def claim_reason(claim: Mapping[str, Any]) -> str:
+    """Why the verdict is what it is, and the seeds that would settle it."""
     needed = claim["seeds_needed"]
     more = f" About {needed} seeds of each variant would settle it." if needed else ""
-    return (
-        f"Claim {claim['id']}: {claim['statement'].strip().rstrip('.')} (published: "
-        f"{claim['published']}). The evidence here: {claim['verdict']}. {claim['reason']}{more}"
-    )
+    return f"{claim['reason']}{more}"
 
 
 def markdown(results: Mapping[str, Any]) -> str:

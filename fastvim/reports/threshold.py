@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvim.analysis.boundary import Boundary, Trial, fit_boundary
-from fastvim.experiments.stability import variant_name
+from fastvim.experiments.stability import FACTORS, variant_name
 from fastvim.experiments.threshold import Body, ThresholdRequest, group_name
 from fastvim.files import write_atomic
 from fastvim.reports.stability import measure
@@ -24,8 +24,10 @@ def write_threshold(
     study: Study, request: ThresholdRequest, output: Path
 ) -> tuple[str, list[Path]]:
     """Write table.md, results.json and grid.png to `output`; the table and the paths written."""
-    boundaries: dict[str, Boundary | None] = {}
-    sides = [_side(study, request, b, n, boundaries) for b in request.backbones for n in NORMS]
+    norms = FACTORS["norm"]
+    found = [_side(study, request, name, norm) for name in request.backbones for norm in norms]
+    sides = [side for side, _ in found]
+    boundaries = {side["name"]: boundary for side, boundary in found}
     results = {
         "format": FORMAT,
         "experiment": "stability-threshold",
@@ -49,29 +51,21 @@ def write_threshold(
     return text, [output / name for name in files]
 
 
-NORMS = ("with", "without")
-
-
 def _side(
-    study: Study,
-    request: ThresholdRequest,
-    backbone: str,
-    norm: str,
-    boundaries: dict[str, Boundary | None],
-) -> dict[str, Any]:
-    """One backbone with or without the norm; its boundary also goes to `boundaries`."""
+    study: Study, request: ThresholdRequest, backbone: str, norm: str
+) -> tuple[dict[str, Any], Boundary | None]:
+    """One backbone with or without the norm, and its boundary."""
     runs = []
     for body in request.bodies:
         for multiple in request.ladder:
             for run in study.runs_of(variant_name(group_name(backbone, norm, body), multiple)):
                 found = measure(run, multiple)
                 runs.append({"width": body[0], "depth": body[1], **found})
-    name = f"{backbone}, {norm} norm"
     trials = [Trial(run["width"], run["depth"], run["lr"], run["unstable"]) for run in runs]
-    boundary = boundaries[name] = fit_boundary(trials)
+    boundary = fit_boundary(trials)
     rates = sorted({run["lr"] for run in runs})
-    return {
-        "name": name,
+    side = {
+        "name": f"{backbone}, {norm} norm",
         "backbone": backbone,
         "norm": norm,
         "unstable_runs": sum(run["unstable"] for run in runs),
@@ -84,6 +78,7 @@ def _side(
         "follows": {k: boundary.follows(k) if boundary else "no fit" for k in ("width", "depth")},
         "runs": runs,
     }
+    return side, boundary
 
 
 def _smallest(runs: Sequence[Mapping[str, Any]], lr: float) -> Body | None:

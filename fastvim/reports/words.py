@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastvim.analysis.power import seeds_needed
-from fastvim.reports.tables import NAMES, PERCENT, signed, spoken_on
+from fastvim.reports.tables import NAMES, PERCENT, claim_reason, claim_words, signed, spoken_on
 
 HIGHER, LOWER, UNCLEAR, UNKNOWN = "higher", "lower", "unclear", "unknown"
 POWER = 0.8
@@ -108,16 +108,11 @@ class Answer:
 
 def answers(results: Mapping[str, Any]) -> list[Answer]:
     """The verdict on each claim that the evidence speaks on; without any, on each contrast."""
-    said = []
-    for claim in spoken_on(results):
-        needed = claim["seeds_needed"]
-        more = f" About {needed} seeds of each variant would settle it." if needed else ""
-        statement = claim["statement"].strip().rstrip(".")
-        words = f"Claim {claim['id']}: {statement} (published: {claim['published']})."
-        said.append(Answer(claim["verdict"], f"{claim['reason']}{more}", words))
-    if said:
-        return said
-    return [Answer(side(c), contrast_sentence(c)) for c in results["contrasts"]]
+    said = [
+        Answer(claim["verdict"], claim_reason(claim), claim_words(claim))
+        for claim in spoken_on(results)
+    ]
+    return said or [Answer(side(c), contrast_sentence(c)) for c in results["contrasts"]]
 
 
 def spike_sentence(results: Mapping[str, Any]) -> str:

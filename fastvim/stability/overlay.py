@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event as EventProto
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastvim.files import write_atomic
 from fastvim.stability.curves import envelope
 from fastvim.stability.readers import EVENTS, REVIEWED
 from fastvim.stability.review import Review
-from fastvim.stability.review_table import label, number, steps, words
+from fastvim.stability.review_table import episode_cells, label, recovered, words
 
 # TensorBoard keeps so many points of a curve, chosen at random where there are more.
 MOST_POINTS = 1000
@@ -143,18 +141,6 @@ def _text(entry: Review) -> Summary.Value:
         ]
     for episode in entry.episodes:
         lines.append(
-            f"| {episode.kind} | {steps(episode.start_step)} | {steps(episode.peak_step)} "
-            f"| {steps(episode.end_step)} | {episode.height:.1f} | {number(episode.height_value)} "
-            f"| {'yes' if episode.recovered else 'no'} |"
+            f"| {' | '.join([episode.kind, *episode_cells(episode)[:-1], recovered(episode)])} |"
         )
-    tensor = TensorProto(
-        dtype=DT_STRING,
-        string_val=["\n".join(lines).encode()],
-        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
-    )
-    plugin = SummaryMetadata.PluginData(plugin_name="text")
-    return Summary.Value(
-        tag=f"episodes/{entry.curve.tag}",
-        tensor=tensor,
-        metadata=SummaryMetadata(plugin_data=plugin),
-    )
+    return text_pb(f"episodes/{entry.curve.tag}", "\n".join(lines)).value[0]

@@ -14,7 +14,7 @@ from fastvim.errors import UserError
 from fastvim.stability.alternatives import spike_score
 from fastvim.stability.curves import LoggedCurve, current
 from fastvim.stability.detector import SpikeDetector
-from fastvim.stability.episodes import Episode
+from fastvim.stability.episodes import Episode, _plain
 from fastvim.stability.settings import Settings
 
 # Points of the trend line of a curve, for plots and overlays.
@@ -165,10 +165,3 @@ def to_json(reviews: list[Review]) -> str:
     """The list of logs as JSON."""
     entries = [entry.to_dict() for entry in reviews]
     return json.dumps(entries, indent=2, allow_nan=False) + "\n"
-
-
-def _plain(number: float) -> float | int | None:
-    number = float(number)
-    if not np.isfinite(number):
-        return None
-    return int(number) if number.is_integer() and abs(number) < 2**53 else number

@@ -15,9 +15,10 @@ from fastvim.stability.episodes import CLASSES
 from fastvim.stability.review import Review
 from fastvim.stability.review_table import (
     comparison_cells,
+    episode_cells,
     label,
     number,
-    steps,
+    recovered,
     words,
 )
 
@@ -125,15 +126,8 @@ def _run(entry: Review, reviews: list[Review], baselines: list[Review]) -> dict:
         "episodes": [
             {
                 "kind": episode.kind,
-                "recovered": "yes" if episode.recovered else "no",
-                "cells": [
-                    steps(episode.start_step),
-                    steps(episode.peak_step),
-                    steps(episode.end_step),
-                    f"{episode.height:.1f}",
-                    number(episode.height_value),
-                    episode.duration,
-                ],
+                "recovered": recovered(episode),
+                "cells": episode_cells(episode),
             }
             for episode in entry.episodes
         ],

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from fastvim.stability.episodes import NONFINITE
+from fastvim.stability.episodes import NONFINITE, Episode
 from fastvim.stability.review import Review
 
 
@@ -102,15 +102,26 @@ def _episodes(reviews: list[Review]) -> Table:
             table.add_row(
                 escape(label(review, reviews)),
                 episode.kind,
-                steps(episode.start_step),
-                steps(episode.peak_step),
-                steps(episode.end_step),
-                f"{episode.height:.1f}",
-                number(episode.height_value),
-                str(episode.duration),
-                "yes" if episode.recovered else "no",
+                *episode_cells(episode),
+                recovered(episode),
             )
     return table
+
+
+def episode_cells(episode: Episode) -> list[str]:
+    """Start, peak and end; how high, in deviations and in the loss; values."""
+    return [
+        steps(episode.start_step),
+        steps(episode.peak_step),
+        steps(episode.end_step),
+        f"{episode.height:.1f}",
+        number(episode.height_value),
+        str(episode.duration),
+    ]
+
+
+def recovered(episode: Episode) -> str:
+    return "yes" if episode.recovered else "no"
 
 
 def losses(reviews: list[Review]) -> list[str]:

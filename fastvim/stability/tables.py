@@ -192,9 +192,6 @@ class DocumentReader:
             self.lost = [f"{first} {bad[0]}"] if bad else []
             self.stamp = stamp
 
-    def finish(self) -> None:
-        """Nothing is pending."""
-
 
 def document_curves(document: object) -> tuple[Curves, list[int]]:
     """Curves of a parsed JSON document, none where it holds none; the rows that were not taken."""

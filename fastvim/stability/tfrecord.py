@@ -65,11 +65,11 @@ def masked_crc(buffer: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> n
     return result
 
 
-def scan(data: bytes, start: int = 0) -> Records:
-    """Find the whole records of `data` from `start` on."""
+def scan(data: bytes) -> Records:
+    """Find the whole records of `data`."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     starts, lengths, skipped = [], [], 0
-    position = start
+    position = 0
     while True:
         headers, end = _walk(data, position)
         good = _checked_headers(buffer, headers)

@@ -25,7 +25,6 @@ class Evaluation:
 class Classification:
     """One label an image. `smoothing` spreads that share of a target over all classes."""
 
-    name = "classification"
     metrics = ("top1", "top5", "loss")
 
     def __init__(self, smoothing: float = 0.0) -> None:

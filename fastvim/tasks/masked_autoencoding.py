@@ -26,7 +26,6 @@ GAP = 2
 class MaskedAutoencoding:
     """The mean squared error of the removed patches; labels are not looked at."""
 
-    name = "masked-autoencoding"
     metrics = ("loss",)
 
     def __init__(self, masking: MaskingConfig) -> None:

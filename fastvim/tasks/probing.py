@@ -47,8 +47,6 @@ class Probe(nn.Module):
 class LinearProbe(Classification):
     """Classification by a linear layer on a frozen encoder; k-nearest-neighbours at the end."""
 
-    name = "linear-probe"
-
     def build(self, model: Mapping, dataset, seed: int) -> nn.Module:
         """A probe of the model of a run's `model` section, its weights still to be loaded."""
         encoder = super().build(model, dataset, seed)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastvim.errors import UserError
 from fastvim.models.backbone import VisionMamba
+from fastvim.models.config import ModelConfig
 from fastvim.tasks.probing import Probe
 
 ENCODER = "encoder."
@@ -64,7 +65,7 @@ def _fit_positions(
     found, wanted = state.get("pos_embed"), encoder.pos_embed
     if found is None or found.shape[1] == wanted.shape[1]:
         return
-    config = type(encoder.config)(
+    config = ModelConfig(
         **{key: value for key, value in pretraining["model"].items() if key != "name"}
     )
     before, now = config.grid_size, encoder.config.grid_size

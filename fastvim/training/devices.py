@@ -5,7 +5,6 @@ import platform
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -83,18 +82,12 @@ def kernel_backend(device: torch.device, precision: str, model: str) -> str:
 
 def describe_environment(device: torch.device, precision: str) -> dict:
     """Versions and hardware, as plain JSON."""
-    packages = {}
-    for package in _PACKAGES:
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = None
     on_gpu = device.type == "cuda"
     return {
         "fastvim": fastvim.__version__,
         "revision": _revision(),
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {name: backends.installed_version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

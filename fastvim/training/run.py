@@ -13,7 +13,7 @@ import torch
 from fastvim import tasks
 from fastvim.data import DataConfig, load
 from fastvim.errors import UserError
-from fastvim.files import write_atomic
+from fastvim.files import UNWRITABLE, write_atomic
 from fastvim.models.config import MaskingConfig
 from fastvim.stability.detector import detect
 from fastvim.stability.episodes import NONFINITE
@@ -42,17 +42,8 @@ RESULT_FILE = "result.json"
 ENVIRONMENT_FILE = "environment.json"
 PREDICTIONS_FILE = "predictions.safetensors"
 PICTURE_FILE = "picture.png"
-_UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-)
+# The folder's own name may be at fault, too.
+_UNWRITABLE = (*UNWRITABLE, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def train_run(

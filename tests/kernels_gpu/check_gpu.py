@@ -1,6 +1,4 @@
-"""What only a GPU shows: large shapes, long scans, memory, CUDA graphs, and speed, printed."""
-
-import time
+"""What only a GPU shows: large shapes, long scans, memory, CUDA graphs."""
 
 import pytest
 import torch
@@ -108,19 +106,3 @@ def check_compile_by_inductor(device):
     found = gradients("triton", torch.compile(loss, fullgraph=True), leaves)
     for f, e in zip(found, expected, strict=True):
         assert relative_error(f, e) < 1e-5
-
-
-def check_speed(device, capsys):
-    """Prints the time against plain PyTorch; `benchmarks/gpu_speed.py` has more."""
-    leaves, loss = large(device, torch.bfloat16, batch=16, rows=14)
-    times = {}
-    for backend in ("triton", "reference"):
-        gradients(backend, loss, leaves)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(5):
-            gradients(backend, loss, leaves)
-        torch.cuda.synchronize()
-        times[backend] = (time.perf_counter() - start) / 5
-    with capsys.disabled():
-        print({name: f"{1e3 * seconds:.2f} ms" for name, seconds in times.items()})
