@@ -16,7 +16,8 @@ from fastvim.stability.settings import Settings
 
 @dataclass(frozen=True)
 class Sighting:
-    """An event of a followed curve. `live` is False for what was in the log when it was opened."""
+    """An event of a followed curve. `live` is False for what was in the log when it was opened,
+    or when it was found to be shorter than before."""
 
     path: str
     tag: str
@@ -51,9 +52,10 @@ class Follower:
 
     def _take(self, log: Log, tag: str) -> list[Sighting]:
         key = (str(log.path), tag)
-        live, taken, length = key in self.detectors, self.taken.get(key, 0), log.length(tag)
-        if not live or length < taken:
-            # New, or written anew from the start.
+        taken, length = self.taken.get(key, 0), log.length(tag)
+        # What was written anew, as by a run that is resumed, is read like what is new.
+        live = key in self.detectors and length >= taken
+        if not live:
             self.detectors[key], taken = SpikeDetector(self.settings), 0
         self.taken[key] = length
         if length == taken:

@@ -14,11 +14,20 @@ from fastvim.errors import UserError, nearest
 from fastvim.files import files_below
 from fastvim.stability.curves import LoggedCurve, choose_tags, is_loss
 from fastvim.stability.events import EventReader
-from fastvim.stability.tables import UTF16, CsvLines, DocumentReader, JsonLines, TextReader
+from fastvim.stability.tables import (
+    UTF16,
+    CsvLines,
+    DocumentReader,
+    HistoryReader,
+    JsonLines,
+    TextReader,
+)
 
 EVENTS = "tfevents"
 # How event files end that a review wrote, or a report: they are findings, not logs.
 REVIEWED, REPORTED = "fastvim-review", ".fastvim"
+# The table that a run of ours has beside its event files, and how it begins.
+HISTORY, HISTORY_HEADER = "history.csv", b"step,epoch,loss,lr,grad_norm\n"
 CSV_ENDINGS = {".csv", ".tsv", ".txt"}
 LINES_ENDINGS = {".jsonl", ".ndjson"}
 # MAE's code and what came of it write JSON lines by this name; other text of it is none.
@@ -83,14 +92,21 @@ class Log:
 
     def length(self, tag: str) -> int:
         """How many values a tag has so far."""
-        return sum(len(r.curves[tag][1]) for r in self.readers if tag in r.curves)
+        return sum(len(values) for _, values in self._parts(tag))
 
     def curve(self, tag: str) -> LoggedCurve:
         """The values of a tag over all files so far."""
-        parts = [reader.curves[tag] for reader in self.readers if tag in reader.curves]
+        parts = self._parts(tag)
         steps = np.array([step for part in parts for step in part[0]], dtype=np.float64)
         values = np.array([value for part in parts for value in part[1]], dtype=np.float64)
         return LoggedCurve(str(self.path), tag, steps, values, self.lost)
+
+    def _parts(self, tag: str) -> list[tuple[list[float], list[float]]]:
+        """(steps, values) of a tag in each file that is to be read for it."""
+        having = [reader for reader in self.readers if tag in reader.curves]
+        # Of what a history has, the event files beside it have some of the steps, and no NaN.
+        histories = [reader for reader in having if isinstance(reader, HistoryReader)]
+        return [reader.curves[tag] for reader in histories or having]
 
 
 def find_logs(paths: Iterable[Path]) -> list[Log]:
@@ -184,7 +200,8 @@ def _search(folder: Path) -> list[Log]:
         if events:
             # A run that was resumed writes another file; the name holds the time of its start.
             events.sort(key=_written)
-            logs.append(Log(parent, [EventReader(path) for path in events], True))
+            histories = [HistoryReader(path) for path in members if _is_history(path)]
+            logs.append(Log(parent, [*histories, *map(EventReader, events)], True))
         else:
             logs += [Log(path, [_reader(path)], True) for path in members]
     return _without_checkpoints(logs)
@@ -215,6 +232,10 @@ def _is_log(path: Path) -> bool:
         return start is None or _is_object(start)
     known = ending in CSV_ENDINGS - {".txt"} or ending in LINES_ENDINGS or path.name in DOCUMENTS
     return EVENTS in path.name or known
+
+
+def _is_history(path: Path) -> bool:
+    return path.name == HISTORY and (_start_of(path) or b"").startswith(HISTORY_HEADER)
 
 
 def _written(path: Path) -> tuple[int, str]:

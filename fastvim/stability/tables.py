@@ -165,6 +165,18 @@ class TextReader:
                 self.bad_lines.append(self.line_number)
 
 
+class HistoryReader(TextReader):
+    """Reads the history.csv of a run of ours, its columns named as in the run's event files."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, CsvLines)
+
+    @property
+    def curves(self) -> Curves:
+        """Tag to (steps, values) so far, a value for every step."""
+        return {f"train/{name}": curve for name, curve in self.lines.rows.curves.items()}
+
+
 class DocumentReader:
     """Reads a JSON file that is one document, whole each time it changes.
 

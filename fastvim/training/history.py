@@ -36,6 +36,8 @@ class CsvLog:
             path.unlink(missing_ok=True)
             self._file = path.open("wb")
             self._file.write((",".join(columns) + "\n").encode())
+            # Who follows the run knows the file by its header, before there is a row.
+            self._file.flush()
         self._columns = columns
 
     def write(self, row: Mapping[str, float]) -> None:

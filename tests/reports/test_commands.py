@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -30,6 +31,19 @@ def test_report_writes_only_the_formats_asked_for(output):
     before = {path.name for path in output.iterdir()}
     assert call("report", output, "--format", "latex,md").exit_code == 0
     assert {path.name for path in output.iterdir()} - before == {"table.tex", "table.md"}
+
+
+def test_logs_review_of_an_output_sees_every_step_of_its_runs(output):
+    reviewed = json.loads(call("logs", "review", output, "--json").stdout)
+    losses = {Path(log["path"]).name: log for log in reviewed if log["tag"] == "train/loss"}
+    assert set(losses) == {path.name for path in (output / "runs").glob("*-seed*")}
+    # Before the first of the points that its event file has.
+    (hot,) = (log for name, log in losses.items() if name.startswith("hot-seed0"))
+    assert [episode["class"] for episode in hot["episodes"]] == ["nonfinite"]
+    (done,) = (log for name, log in losses.items() if name.startswith("columns-seed0"))
+    assert (done["values"], done["first_step"], done["last_step"]) == (12, 1, 12)
+    # What the event files alone have.
+    assert [log["tag"] for log in reviewed].count("validation/val_loss") == 4
 
 
 def test_compare_says_what_differs_and_writes_where_asked(finished, tmp_path, run_directory):

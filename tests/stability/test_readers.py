@@ -168,6 +168,24 @@ def test_a_followed_run_that_is_resumed_goes_on_in_its_next_file(tmp_path):
     ]
 
 
+def test_what_a_resumed_history_still_has_is_not_told_as_new(tmp_path):
+    lines = ["step,epoch,loss,lr,grad_norm", *(f"{n},1,{2 + n % 3 / 10},0,1" for n in range(90))]
+    lines[60] = "59,1,nan,0,1"
+    path = tmp_path / "history.csv"
+    write_events(tmp_path / "events.out.tfevents.99.h", [(9, 2.0), (19, 2.0)])
+    path.write_text("\n".join([*lines[:60], ""]))
+    follower = Follower([tmp_path])
+    assert follower.poll() == []
+    path.write_text("\n".join([*lines, ""]))
+    seen = follower.poll()
+    assert [(s.path, s.tag, s.event.what, s.live) for s in seen] == [
+        (str(tmp_path), "train/loss", "started", True),
+        (str(tmp_path), "train/loss", "finished", True),
+    ]
+    path.write_text("\n".join([*lines[:80], ""]))
+    assert [s.live for s in follower.poll()] == [False, False]
+
+
 def test_checkpoints_of_a_run_are_one_log(tmp_path):
     for step in (10, 9, 100):
         folder = tmp_path / f"checkpoint-{step}"
