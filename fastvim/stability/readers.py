@@ -26,6 +26,8 @@ from fastvim.stability.tables import (
 EVENTS = "tfevents"
 # How event files end that a review wrote, or a report: they are findings, not logs.
 REVIEWED, REPORTED = "fastvim-review", ".fastvim"
+# What a report or a profile writes, and how it begins: a row is a variant or a model, no step.
+REPORT_TABLES = {"table.csv": b"variant,seeds,", "profile.csv": b"model,pixels,"}
 # The table that a run of ours has beside its event files, and how it begins.
 HISTORY, HISTORY_HEADER = "history.csv", b"step,epoch,loss,lr,grad_norm\n"
 CSV_ENDINGS = {".csv", ".tsv", ".txt"}
@@ -226,6 +228,8 @@ def _without_checkpoints(logs: list[Log]) -> list[Log]:
 def _is_log(path: Path) -> bool:
     if EVENTS in path.name and path.name.endswith((REVIEWED, REPORTED)):
         return False
+    if path.name in REPORT_TABLES and _begins(path, REPORT_TABLES[path.name]):
+        return False
     ending = path.suffix.lower()
     if path.name == LINES_TEXT:
         start = _start_of(path)
@@ -235,7 +239,11 @@ def _is_log(path: Path) -> bool:
 
 
 def _is_history(path: Path) -> bool:
-    return path.name == HISTORY and (_start_of(path) or b"").startswith(HISTORY_HEADER)
+    return path.name == HISTORY and _begins(path, HISTORY_HEADER)
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    return (_start_of(path) or b"").startswith(start)
 
 
 def _written(path: Path) -> tuple[int, str]:

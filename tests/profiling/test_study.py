@@ -23,6 +23,7 @@ from fastvim.profiling.stages import block_stages
 from fastvim.profiling.study import Study, default_batch, forward, training_step
 from fastvim.profiling.timing import interleaved
 from fastvim.reports import profile, profile_tables
+from fastvim.stability.readers import find_logs
 from fastvim.training.costs import count_gflops
 from fastvim_cli.main import main
 
@@ -187,6 +188,8 @@ def test_files_hold_what_was_measured(measurements, tmp_path):
     assert all(path.stat().st_size for path in paths)
     with open(tmp_path / "profile.csv") as file:
         assert len(list(csv.reader(file))) == 1 + len(measurements)
+    with pytest.raises(UserError, match="no log in this folder"):
+        find_logs([tmp_path])
     stored = json.loads((tmp_path / "profile.json").read_text())
     fast = stored["measurements"][1]
     assert fast["images_per_second"]["forward"] == 2 / fast["seconds"]["forward"]["median"]

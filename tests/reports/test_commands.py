@@ -46,6 +46,12 @@ def test_logs_review_of_an_output_sees_every_step_of_its_runs(output):
     assert [log["tag"] for log in reviewed].count("validation/val_loss") == 4
 
 
+def test_logs_review_of_an_output_leaves_its_report_alone(output):
+    assert call("report", output, "--format", "csv").exit_code == 0
+    reviewed = json.loads(call("logs", "review", output, "--json", "--tag", "*loss*").stdout)
+    assert {Path(log["path"]).parent for log in reviewed} == {output / "runs"}
+
+
 def test_compare_says_what_differs_and_writes_where_asked(finished, tmp_path, run_directory):
     runs = [run_directory(finished, name, 0) for name in ("columns", "alternating")]
     done = call("compare", *runs, "-o", tmp_path / "c", "--format", "html,json")
