@@ -25,10 +25,11 @@ def ledger(claims: Mapping[str, Claim], results: Iterable[Mapping]) -> list[dict
     evidence again, and `paper_command`, which would test the claim at its own scale. What there
     is not is None.
 
-    Of a result are read `experiment`, `profile`, `scale` (see `scale_from_config`; without it
-    the scale counts as another), the variants' `seeds`, `metrics`, `cost` and `scale`, where they
-    say one, and the pairs of its `contrasts`, which Holm's correction counts. Everything is
-    computed anew from the values by seed. Raises UserError for a result that lacks them.
+    Of a result are read `experiment`, `claim` (which an experiment of the user's own says it
+    tests), `profile`, `scale` (see `scale_from_config`; without it the scale counts as another),
+    the variants' `seeds`, `metrics`, `cost` and `scale`, where they say one, and the pairs of its
+    `contrasts`, which Holm's correction counts. Everything is computed anew from the values by
+    seed. Raises UserError for a result that lacks them.
     """
     results = list(results)
     rows: list[dict] = []
@@ -36,7 +37,7 @@ def ledger(claims: Mapping[str, Claim], results: Iterable[Mapping]) -> list[dict
         found = [
             _row(claim, result, claims)
             for result in results
-            if _experiment(result) in claim.experiments
+            if _experiment(result) in claim.experiments or result.get("claim") == claim.id
         ]
         judged = [row for row in found if row["state"] == JUDGED]
         # A result that lacks what one claim needs matters only where no other has it.
@@ -127,8 +128,10 @@ def _row(claim: Claim, result: Mapping, claims: Mapping[str, Claim]) -> dict:
         "scale": _scale(claim, result),
     }
     if isinstance(judged, str):
-        command = claim.command(row["experiment"], row["profile"])
-        return row | {"state": NOT_RUN, "reason": judged, "command": command}
+        row |= {"state": NOT_RUN, "reason": judged}
+        if row["experiment"] in claim.experiments:
+            row["command"] = claim.command(row["experiment"], row["profile"])
+        return row
     verdict, seeds = judged
     return row | {
         "state": JUDGED,

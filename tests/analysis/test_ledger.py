@@ -68,6 +68,14 @@ def test_an_experiment_of_the_users_own_may_name_the_claim():
     claims = load_claims()
     verdict, seeds = judge(claims["pooling-alternation"], alternation(experiment="mine"), claims)
     assert (verdict.verdict, seeds) == ("consistent", 4)
+    mine = alternation(experiment="mine", claim="pooling-alternation")
+    rows = rows_of([mine])
+    assert rows["pooling-alternation"]["verdict"] == "consistent"
+    assert rows["in1k-top1-fastvim-t"]["reason"] == "not run yet"
+    mine["variants"] = mine["variants"][:1]
+    row = rows_of([mine])["pooling-alternation"]
+    assert row["state"] == "not run" and "columns-only is not in" in row["reason"]
+    assert row["command"] == "fastvim ablate pooling-alternation"
 
 
 def test_a_published_number_is_not_judged_on_fashion_mnist():
