@@ -62,7 +62,7 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
     device = choose_device()
     chosen, sizes = _modes(modes, device), _sizes(resolutions)
     check(names, sizes)
-    environment = machine.describe(device)
+    environment = machine.describe(device) | {"command": this_command()}
     settings = {"models": names, "modes": chosen, "batch": batch, "repeats": repeats}
     settings["resolutions"] = sizes
     output = output or Path("results/profile")

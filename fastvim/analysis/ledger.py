@@ -22,14 +22,14 @@ def ledger(claims: Mapping[str, Claim], results: Iterable[Mapping]) -> list[dict
     `claim_scale`), the evidence (`experiment`, `profile`, `scale`, `seeds`, `estimate`,
     `interval`, `interval_method`), what it says (`state`: judged, not run, or no experiment;
     `verdict`, `reason`, `seeds_needed`, `seeds_needed_note`), `command`, which makes the
-    evidence again, and `paper_command`, which would test the claim at its own scale. What there
-    is not is None.
+    evidence again (the one that made it, where the result says which), and `paper_command`, which
+    would test the claim at its own scale. What there is not is None.
 
     Of a result are read `experiment`, `claim` (which an experiment of the user's own says it
-    tests), `profile`, `scale` (see `scale_from_config`; without it the scale counts as another),
-    the variants' `seeds`, `metrics`, `cost` and `scale`, where they say one, and the pairs of its
-    `contrasts`, which Holm's correction counts. Everything is computed anew from the values by
-    seed. Raises UserError for a result that lacks them.
+    tests), `profile`, `command`, `scale` (see `scale_from_config`; without it the scale counts as
+    another), the variants' `seeds`, `metrics`, `cost` and `scale`, where they say one, and the
+    pairs of its `contrasts`, which Holm's correction counts. Everything is computed anew from the
+    values by seed. Raises UserError for a result that lacks them.
     """
     results = list(results)
     rows: list[dict] = []
@@ -143,7 +143,8 @@ def _row(claim: Claim, result: Mapping, claims: Mapping[str, Claim]) -> dict:
         "reason": verdict.reason,
         "seeds_needed": verdict.seeds_needed,
         "seeds_needed_note": verdict.seeds_needed_note,
-        "command": claim.command(
+        "command": result.get("command")
+        or claim.command(
             row["experiment"], row["profile"], None if claim.kind == "ratio" else seeds
         ),
     }

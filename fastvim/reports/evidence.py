@@ -65,6 +65,7 @@ class _Contrast(BaseModel):
 
 class _Results(BaseModel):
     experiment: str
+    command: str | None = None
     scale: dict[str, Any] | None = None
     variants: list[_Variant]
     contrasts: list[_Contrast] = []

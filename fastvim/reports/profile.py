@@ -41,6 +41,7 @@ def results(measurements: Sequence[Measurement], environment: dict) -> dict:
         variants.append(variant | {"cost": cost, "scale": {"device": device, **m.scale}})
     return {
         "experiment": "profile",
+        "command": environment.get("command"),
         "scale": {"device": device},
         "variants": variants,
         "contrasts": [],

@@ -78,6 +78,13 @@ def test_an_experiment_of_the_users_own_may_name_the_claim():
     assert row["command"] == "fastvim ablate pooling-alternation"
 
 
+def test_evidence_is_made_again_by_the_command_that_made_it():
+    command = "fastvim ablate mine.yaml --seeds 3,5,7,9 --set training.lr=0.1"
+    row = rows_of([alternation(command=command)])["pooling-alternation"]
+    assert row["command"] == command
+    assert row["paper_command"].endswith("--profile paper --seeds 5")
+
+
 def test_a_published_number_is_not_judged_on_fashion_mnist():
     row = rows_of([alternation()])["in1k-top1-fastvim-t"]
     assert row["verdict"] == "unresolved" and "cannot speak on it" in row["reason"]

@@ -211,7 +211,8 @@ def test_shares_add_up(measurements):
 
 def test_the_ledger_of_claims_judges_a_study(measurements):
     fast, vim = ({"d_model": 192, "depth": 24, "patch_size": 16, "image_size": 224} for _ in "ab")
-    evidence = profile.results(measurements, {"device": "cpu", "cpu": "x"})
+    command = "fastvim profile --size tiny"
+    evidence = profile.results(measurements, {"device": "cpu", "cpu": "x", "command": command})
     assert evidence["variants"][0]["scale"]["image_size"] == 28
     for name, scale, gflops in (("fastvim_tiny@224", fast, 1.15), ("vim_tiny@224", vim, 1.62)):
         variant = {"name": name, "seeds": [0], "metrics": {}, "cost": {"gflops": gflops}}
@@ -219,6 +220,7 @@ def test_the_ledger_of_claims_judges_a_study(measurements):
     rows = {row["claim"]: row for row in ledger(load_claims(), [evidence])}
     assert rows["fewer-flops"]["state"] == "judged"
     assert rows["fewer-flops"]["verdict"] != "unresolved"
+    assert rows["fewer-flops"]["command"] == command
 
 
 def test_no_budget_is_said_not_hidden():

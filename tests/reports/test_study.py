@@ -177,6 +177,7 @@ def test_the_ledger_reads_results_and_names_the_damaged(output, tmp_path):
         (lambda r: r["variants"][0]["metrics"].update(top1=[1.0]), "1 values of top1 for 2 seeds"),
         (lambda r: r["variants"][0]["cost"].update(gflops="many"), "variants.0.cost.gflops"),
         (lambda r: r.update(contrasts=None), "contrasts: "),
+        (lambda r: r.update(command=["fastvim"]), "command: "),
         (lambda r: r["contrasts"][0].pop("variant"), "contrasts.0.variant: "),
     ],
 )
