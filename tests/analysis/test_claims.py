@@ -16,6 +16,8 @@ from fastvim.analysis.claims import (
     scale_gaps,
 )
 from fastvim.errors import UserError
+from fastvim.experiments.experiment import load as load_experiment
+from fastvim.experiments.plan import make_plan
 
 ABLATIONS = Path(__file__).resolve().parents[2] / "ablations"
 RECIPES = Path(__file__).resolve().parents[3] / "shared" / "recipes.md"
@@ -97,6 +99,18 @@ def test_commands():
     )
     assert claims["fewer-flops"].paper_command == "fastvim profile"
     assert claims["coco-vim-s"].paper_command is None
+
+
+def test_the_paper_profile_that_tests_a_claim_is_at_the_scale_of_the_claim():
+    claims = load_claims().values()
+    tested = {claim.id: claim for claim in claims if claim.experiments}
+    files = {c.experiments[0] for c in tested.values() if c.experiments[0] not in COMMANDS}
+    plans = {name: make_plan(load_experiment(name), "paper") for name in files}
+    for claim in tested.values():
+        plan = plans.get(claim.experiments[0])
+        for name in filter(None, (claim.variant, claim.baseline) if plan else ()):
+            scale = scale_from_config(plan.variant(name).config.nested(), 1_281_167)
+            assert scale_gaps(claim.scale, scale) == [], claim.id
 
 
 def test_minimal_file(tmp_path):
