@@ -67,13 +67,12 @@ class LazyGroup(click.Group):
                 raise
             raise BadInput(str(error)) from error
         except OSError as error:
-            from fastvim.files import UNWRITABLE
+            from fastvim.files import UNWRITABLE, unwritable
 
             if error.errno not in UNWRITABLE:
                 raise
             _drop_unwritten()
-            place = error.filename or "to the output"
-            raise BadInput(f"cannot write {place}: {error.strerror}") from error
+            raise BadInput(unwritable(error, "to the output")) from error
 
 
 def _drop_unwritten() -> None:
