@@ -139,7 +139,8 @@ def _warnings(variants: Sequence[Variant]) -> tuple[str, ...]:
 
 def _profile(experiment: Experiment, profile: str | None) -> str:
     """The profile's name; `base` where the experiment has none and none is asked for."""
-    profile = profile or experiment.default_profile
+    if profile is None:
+        profile = experiment.default_profile
     if profile is None:
         return "base"
     if profile not in experiment.profiles:
