@@ -15,8 +15,8 @@ from fastvim.experiments.documents import shorten
 from fastvim.experiments.experiment import SET, Experiment, seed_list
 from fastvim.experiments.forced import check_forced
 from fastvim.experiments.identity import run_identity
-from fastvim.experiments.pretraining import scale_warning
-from fastvim.experiments.schema import MAX_RUNS, RunConfig
+from fastvim.experiments.pretraining import SECTION, scale_warning
+from fastvim.experiments.schema import MAX_RUNS, MAX_SEED, RunConfig
 from fastvim.experiments.settings import (
     Layer,
     Setting,
@@ -172,10 +172,12 @@ def _seeds(experiment: Experiment, profile: str, seeds: str | None) -> tuple[int
     if seeds is None:
         return experiment.profile_seeds.get(profile, experiment.seeds)
     problem = f"--seeds {shorten(seeds)}: expected a count from 1 to 1000, or a list such as 0,3,5"
-    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*,?\s*", seeds):
+    if not re.fullmatch(r"\s*\d{1,20}\s*(,\s*\d{1,20}\s*)*,?\s*", seeds):
         raise UserError(problem)
     numbers = [int(part) for part in seeds.split(",") if part.strip()]
     if "," in seeds:
+        if max(numbers) > MAX_SEED:
+            raise UserError(f"--seeds: the seed {max(numbers)} is above the largest, {MAX_SEED}")
         return seed_list(numbers)
     if not 1 <= numbers[0] <= 1000:
         raise UserError(problem)

@@ -272,6 +272,10 @@ def test_errors_name_file_line_and_column(file, old, new, message):
         ({"variants": ","}, "--variants names none"),
         ({"seeds": "0"}, "--seeds '0': expected"),
         ({"seeds": "a"}, "--seeds 'a': expected"),
+        (
+            {"seeds": "0,2147483648"},
+            "--seeds: the seed 2147483648 is above the largest, 2147483647",
+        ),
         ({"seeds": "1,1"}, "seeds = [1, 1]: a seed appears twice"),
         ({"sets": ["training.lr"]}, "--set training.lr: expected key=value"),
         ({"sets": ["training.lrr=1"]}, "--set training.lrr=1: unknown key 'training.lrr', did"),
@@ -295,6 +299,7 @@ def test_seeds_option(file):
     assert make_plan(experiment, seeds="2").seeds == (0, 1)
     assert make_plan(experiment, seeds="5,").seeds == (5,)
     assert make_plan(experiment, seeds="0,3,5").seeds == (0, 3, 5)
+    assert make_plan(experiment, seeds="0,2147483647").seeds == (0, 2**31 - 1)
 
 
 def test_own_baseline_for_each_pair():
