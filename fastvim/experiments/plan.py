@@ -30,6 +30,8 @@ from fastvim.models.config import TIMM_PREFIX
 if TYPE_CHECKING:
     from fastvim.data.dataset import Dataset
 
+BATCH_SIZE = "training.batch_size"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -240,7 +242,7 @@ def _pretraining_fingerprint(variant: Variant) -> str:
         return ""
     config = variant.config.pretrained.run
     dataset = loaded(config.data)
-    dataset.batches_per_epoch(config.training.batch_size)
+    _check_batch(dataset, config, variant.origins[f"{SECTION}.{BATCH_SIZE}"], f"{SECTION}.")
     return dataset.fingerprint
 
 
@@ -255,10 +257,19 @@ def _fingerprint(variant: Variant) -> str:
                 f"{setting.place or setting.layer}: model.{key} = {given}, but {dataset.name} "
                 f"has {number}"
             )
-    dataset.batches_per_epoch(variant.config.training.batch_size)
+    _check_batch(dataset, variant.config, variant.origins[BATCH_SIZE])
     if variant.config.model_name.startswith(TIMM_PREFIX):
         check_timm(variant.config, variant.origins)
     return dataset.fingerprint
+
+
+def _check_batch(dataset: "Dataset", config: RunConfig, setting: Setting, prefix: str = "") -> None:
+    try:
+        dataset.batches_per_epoch(config.training.batch_size)
+    except UserError as error:
+        raise UserError(
+            f"{setting.place or setting.layer}: {prefix}{BATCH_SIZE}: {error}"
+        ) from None
 
 
 @functools.lru_cache(maxsize=4)

@@ -107,7 +107,10 @@ def test_planning_needs_no_torch(arguments):
         (["show", "tiny.yaml", "--set", "model.depht=1"], "did you mean 'model.depth'?"),
         (["ablate", "tiny.yaml", "--profile", "quick"], "no profile 'quick' in tiny"),
         (["ablate", "tiny.yaml", "-o", "tiny.yaml/x"], "cannot write tiny.yaml/x/experiment.json"),
-        (["ablate", "tiny.yaml", "--set", "data.train_images=10"], "batch size 20 does not fit"),
+        (
+            ["ablate", "tiny.yaml", "--set", "data.train_images=10"],
+            "tiny.yaml:6:25: training.batch_size: batch size 20 does not fit",
+        ),
         (["ablate", "tiny.yaml", "model.in_channels=3"], "but fashion-mnist-subset has 1"),
         (
             ["ablate", "tiny.yaml", "--set", "model.name=timm/resnet1ot"],
