@@ -279,6 +279,8 @@ def test_errors_name_file_line_and_column(file, old, new, message):
         ({"seeds": "1,1"}, "seeds = [1, 1]: a seed appears twice"),
         ({"sets": ["training.lr"]}, "--set training.lr: expected key=value"),
         ({"sets": ["training.lrr=1"]}, "--set training.lrr=1: unknown key 'training.lrr', did"),
+        ({"sets": ["model=x"]}, "--set model=x: model is a section: set one of its keys, such as "),
+        ({"sets": ["pretrained.data=x"]}, "--set pretrained.data=x: pretrained.data is a section"),
         ({"sets": ["training.lr=x"]}, "--set training.lr=x: training.lr = 'x': "),
         ({"sets": ["training.lr=[1"]}, "--set training.lr=[1:"),
         ({"grid": ["training.lr="]}, "--grid training.lr=: expected key=a,b,c"),
