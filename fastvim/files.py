@@ -11,6 +11,14 @@ from fastvim.errors import UserError
 UNFINISHED = ".unfinished"
 # Errors of a place where nothing more can be written, whatever is tried next.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Of these, the errors of reading too.
+DENIED = (errno.EACCES, errno.EPERM)
+
+
+def unwritable(error: OSError, place: object) -> str:
+    """What one of these errors prevented; `place` is where, if the error names no file."""
+    verb = "access" if error.errno in DENIED and error.filename else "write"
+    return f"cannot {verb} {error.filename or place}: {error.strerror}"
 
 
 def make_folder(path: Path) -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import NamedPath
+
 DEFAULT = Path("results")
 
 
 @click.command("claims")
-@click.argument("directory", type=click.Path(path_type=Path), default=DEFAULT, metavar="[DIR]")
+@click.argument("directory", type=NamedPath(), default=DEFAULT, metavar="[DIR]")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole ledger as JSON.")
 def command(directory: Path, as_json: bool):
     """List every claim: published value, our estimate, its scale, the verdict, how to reproduce.

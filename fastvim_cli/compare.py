@@ -4,19 +4,17 @@ from pathlib import Path
 
 import click
 
-from fastvim_cli.options import format_option
+from fastvim_cli.options import NamedPath, format_option
 
 
 @click.command("compare")
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_OR_DIR..."
-)
+@click.argument("paths", nargs=-1, required=True, type=NamedPath(), metavar="RUN_OR_DIR...")
 @click.option("--metric", type=click.Choice(["top1", "top5", "loss"]), help="What is compared.")
 @click.option("--baseline", metavar="VARIANT", help="What the others are compared with.")
 @click.option(
     "--output",
     "-o",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     help="Also write the report there.",
 )

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import NamedPath
+
 
 @click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("run", type=NamedPath(), metavar="RUN")
 def command(run: Path):
     """Evaluate the checkpoint of a run directory again, and compare with its recorded result.
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import NamedPath
+
 
 @click.group("logs")
 def command():
@@ -11,7 +13,7 @@ def command():
 
 
 @command.command("review")
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="PATH...")
+@click.argument("paths", nargs=-1, type=NamedPath(), metavar="PATH...")
 @click.option(
     "--tag",
     "tags",
@@ -22,19 +24,19 @@ def command():
 )
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="Log to compare the others with. Example: --baseline runs/with-norm",
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     metavar="FILE",
     help="Write an annotated plot (.png, .svg or .pdf). Example: --plot spikes.png",
 )
 @click.option(
     "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     metavar="FILE",
     help="Write one self-contained page. Example: --html spikes.html",
 )
@@ -43,7 +45,7 @@ def command():
     "json_path",
     is_flag=False,
     flag_value="-",
-    type=click.Path(path_type=Path, dir_okay=True),
+    type=NamedPath(dir_okay=True),
     metavar="[FILE]",
     help="Write the findings as JSON to a file, or with no file to standard output instead of the "
     "tables. Example: --json spikes.json",
@@ -51,7 +53,7 @@ def command():
 @click.option(
     "--write-tensorboard",
     "tensorboard",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     help="Write the findings as TensorBoard runs that overlay the curves. "
     "Example: --write-tensorboard runs",

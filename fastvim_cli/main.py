@@ -35,6 +35,11 @@ class BadInput(click.ClickException):
 class LazyGroup(click.Group):
     """A group whose commands are imported on use; it turns user errors into messages."""
 
+    def main(self, *args, **kwargs):
+        """As click's, with streams that take whatever is printed."""
+        _prepare_streams()
+        return super().main(*args, **kwargs)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -67,13 +72,27 @@ class LazyGroup(click.Group):
                 raise
             raise BadInput(str(error)) from error
         except OSError as error:
-            from fastvim.files import UNWRITABLE
+            from fastvim.files import UNWRITABLE, unwritable
 
             if error.errno not in UNWRITABLE:
                 raise
             _drop_unwritten()
-            place = error.filename or "to the output"
-            raise BadInput(f"cannot write {place}: {error.strerror}") from error
+            raise BadInput(unwritable(error, "to the output")) from error
+
+
+def _prepare_streams() -> None:
+    """A stream that the caller closed leads nowhere, and a character that the encoding of one lacks
+    is written as its code: neither may end work of hours."""
+    import os
+    import sys
+
+    # In this order each gets its own descriptor, which no file that is written may have.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_unwritten() -> None:

@@ -71,6 +71,19 @@ class Minutes(click.FloatRange):
         return minutes
 
 
+class NamedPath(click.Path):
+    """A path that is not empty, as a variable that is not set makes it: Path("") is the current
+    folder."""
+
+    def __init__(self, **options):
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value, param, ctx) -> Path:
+        if value == "":
+            self.fail("the path is empty; '.' is the current folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 sets_option = click.option(
     "--set",
     "sets",
@@ -86,7 +99,7 @@ def output_option(folder: str) -> Callable[[Callable], Callable]:
     return click.option(
         "--output",
         "-o",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=NamedPath(file_okay=False),
         metavar="DIR",
         help=f"Output folder.  [default: results/{folder}]",
     )

@@ -58,7 +58,7 @@ def command(size, models, resolutions, modes, batch, repeats, minutes, output):
 
     fast, vim = f"fastvim_{size}", f"vim_{size}"
     default = [vim, fast, fast + PLAIN] + (["timm/deit_tiny_patch16_224"] if size == "tiny" else [])
-    names = models.split(",") if models else default
+    names = default if models is None else models.split(",")
     device = choose_device()
     chosen, sizes = _modes(modes, device), _sizes(resolutions)
     check(names, sizes)

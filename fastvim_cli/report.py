@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from fastvim_cli.options import format_option
+from fastvim_cli.options import NamedPath, format_option
 
 
 @click.command("report")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("directory", type=NamedPath(), metavar="DIR")
 @format_option
 def command(directory: Path, formats: str | None):
     """Rebuild the report of an output folder from its run directories.

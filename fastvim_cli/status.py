@@ -5,9 +5,11 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import NamedPath
+
 
 @click.command("status")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("directory", type=NamedPath(), metavar="DIR")
 @click.option("--watch", is_flag=True, help="Keep showing it until all runs have ended.")
 def command(directory: Path, watch: bool):
     """Show the state of every run of an output folder; running ones are seen from any process.

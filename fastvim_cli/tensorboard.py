@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from fastvim_cli.options import NamedPath
+
 FIRST_PORT = 6006
 
 
 @click.command("tensorboard")
-@click.argument("directory", type=click.Path(path_type=Path), default="results", metavar="[DIR]")
+@click.argument("directory", type=NamedPath(), default="results", metavar="[DIR]")
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),

@@ -47,7 +47,7 @@ def command(experiment, more, profile, sets, grid, variant, pretraining, seed, o
     if variant is None and len(plan.variants) > 1:
         names = ", ".join(each.name for each in plan.variants)
         raise UserError(f"name a variant of {plan.experiment.name} with --variant: {names}")
-    chosen = plan.variant(variant) if variant else plan.variants[0]
+    chosen = plan.variants[0] if variant is None else plan.variant(variant)
     run = next(run for run in identified_runs(plan) if run.variant == chosen.name)
     if pretraining:
         if run.pretraining is None:

@@ -4,7 +4,10 @@ On a busy machine OpenMP's threads wait for one another at every small operator,
 test ten times slower. Tests of threading ask for more themselves.
 """
 
+import ctypes
 import os
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # In this process, where a test can look; tests of runs side by side ask for them.
@@ -33,3 +36,33 @@ def pytest_collection_modifyitems(items):
         return next((i for i, name in enumerate(LONGEST) if file.endswith(name)), len(LONGEST))
 
     items.sort(key=place)
+
+
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+
+
+@pytest.fixture
+def unreadable():
+    """Takes the permission to read a file or folder away until the test ends.
+
+    Root, who needs none, gives up the capabilities by which that is so; skipped where it cannot.
+    """
+    libc, taken = ctypes.CDLL(None), []
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (ctypes.c_uint32 * 6)()
+    if not hasattr(libc, "capset") or libc.capget(header, before):
+        pytest.skip("capabilities cannot be read here")
+    fewer = (ctypes.c_uint32 * 6)(*before)
+    fewer[0] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+    libc.capset(header, fewer)
+
+    def take(path):
+        taken.append((path, path.stat().st_mode))
+        path.chmod(0)
+        if os.access(path, os.R_OK, effective_ids=True):
+            pytest.skip("this process may read everything")
+
+    yield take
+    libc.capset(header, before)
+    for path, mode in taken:
+        path.chmod(mode)

@@ -15,8 +15,8 @@ from fastvim.experiments.documents import shorten
 from fastvim.experiments.experiment import SET, Experiment, seed_list
 from fastvim.experiments.forced import check_forced
 from fastvim.experiments.identity import run_identity
-from fastvim.experiments.pretraining import scale_warning
-from fastvim.experiments.schema import MAX_RUNS, RunConfig
+from fastvim.experiments.pretraining import SECTION, scale_warning
+from fastvim.experiments.schema import MAX_RUNS, MAX_SEED, RunConfig
 from fastvim.experiments.settings import (
     Layer,
     Setting,
@@ -29,6 +29,8 @@ from fastvim.models.config import TIMM_PREFIX
 
 if TYPE_CHECKING:
     from fastvim.data.dataset import Dataset
+
+BATCH_SIZE = "training.batch_size"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def _warnings(variants: Sequence[Variant]) -> tuple[str, ...]:
 
 def _profile(experiment: Experiment, profile: str | None) -> str:
     """The profile's name; `base` where the experiment has none and none is asked for."""
-    profile = profile or experiment.default_profile
+    if profile is None:
+        profile = experiment.default_profile
     if profile is None:
         return "base"
     if profile not in experiment.profiles:
@@ -171,10 +174,12 @@ def _seeds(experiment: Experiment, profile: str, seeds: str | None) -> tuple[int
     if seeds is None:
         return experiment.profile_seeds.get(profile, experiment.seeds)
     problem = f"--seeds {shorten(seeds)}: expected a count from 1 to 1000, or a list such as 0,3,5"
-    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*,?\s*", seeds):
+    if not re.fullmatch(r"\s*\d{1,20}\s*(,\s*\d{1,20}\s*)*,?\s*", seeds):
         raise UserError(problem)
     numbers = [int(part) for part in seeds.split(",") if part.strip()]
     if "," in seeds:
+        if max(numbers) > MAX_SEED:
+            raise UserError(f"--seeds: the seed {max(numbers)} is above the largest, {MAX_SEED}")
         return seed_list(numbers)
     if not 1 <= numbers[0] <= 1000:
         raise UserError(problem)
@@ -237,7 +242,7 @@ def _pretraining_fingerprint(variant: Variant) -> str:
         return ""
     config = variant.config.pretrained.run
     dataset = loaded(config.data)
-    dataset.batches_per_epoch(config.training.batch_size)
+    _check_batch(dataset, config, variant.origins[f"{SECTION}.{BATCH_SIZE}"], f"{SECTION}.")
     return dataset.fingerprint
 
 
@@ -252,10 +257,19 @@ def _fingerprint(variant: Variant) -> str:
                 f"{setting.place or setting.layer}: model.{key} = {given}, but {dataset.name} "
                 f"has {number}"
             )
-    dataset.batches_per_epoch(variant.config.training.batch_size)
+    _check_batch(dataset, variant.config, variant.origins[BATCH_SIZE])
     if variant.config.model_name.startswith(TIMM_PREFIX):
         check_timm(variant.config, variant.origins)
     return dataset.fingerprint
+
+
+def _check_batch(dataset: "Dataset", config: RunConfig, setting: Setting, prefix: str = "") -> None:
+    try:
+        dataset.batches_per_epoch(config.training.batch_size)
+    except UserError as error:
+        raise UserError(
+            f"{setting.place or setting.layer}: {prefix}{BATCH_SIZE}: {error}"
+        ) from None
 
 
 @functools.lru_cache(maxsize=4)

@@ -23,7 +23,8 @@ TRANSFORMER_KEYS = ("embed_dim", "num_heads")
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "training": Recipe, "masking": MaskingConfig}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_SEED = 2**31 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Seeds = Annotated[int, Field(ge=1, le=1000)] | Annotated[list[Seed], Field(min_length=1)]
 Task = Literal["classification", "linear-probe", "masked-autoencoding"]
 Metric = Literal["top1", "top5", "loss"]

@@ -104,6 +104,9 @@ def split_assignment(text: str, option: str) -> tuple[str, str, str]:
     key, place = key.strip(), f"{option} {shorten(text)[1:-1]}"
     if not equals:
         raise UserError(f"{place}: expected key=value")
+    if key in NESTED:
+        inside = next(name for name in known_keys() if name.startswith(f"{key}."))
+        raise UserError(f"{place}: {key} is a section: set one of its keys, such as {inside}")
     if key not in known_keys():
         raise UserError(f"{place}: unknown key {shorten(key)}{unknown_key(key)}")
     return key, value, place

@@ -103,9 +103,11 @@ def read_run(directory: Path) -> RunRecord:
 def read_json(path: Path) -> dict | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise BrokenRun(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise BrokenRun(f"{path}: corrupt: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
         raise BrokenRun(f"{path}: corrupt: not a JSON object")
@@ -140,10 +142,14 @@ class Store:
         self.runs = self.output / "runs"
 
     def lookup(self, run: Run) -> tuple[RunRecord | None, list[str]]:
-        """The directory that holds this run, and what is wrong with those that only look so."""
+        """The directory that holds this run, and what is wrong with those that only look so.
+
+        Raises BrokenRun where the folder of the runs may not be read.
+        """
+        self._check_readable()
         problems: list[str] = []
         for directory in self._candidates(run, self.runs):
-            if not (directory / "config.json").exists() and not _has_files(directory):
+            if not _has_files(directory):
                 continue
             try:
                 record = read_run(directory)
@@ -238,10 +244,10 @@ class Store:
         return replace(read_run(target), adopted_from=record.directory.parent.parent)
 
     def siblings(self) -> list[Path]:
-        """The `runs` folders of the output folders beside this one."""
+        """The `runs` folders of the output folders beside this one that may be read."""
         output = self.output.resolve()
         folders = sorted(output.parent.glob("*/runs"))
-        return [folder for folder in folders if folder.parent != output]
+        return [folder for folder in folders if folder.parent != output and _is_readable(folder)]
 
     def lock(self, run: Run) -> AbstractContextManager[bool]:
         """Try to hold `run`; yields whether it worked. The kernel lets go when the owner dies."""
@@ -255,7 +261,11 @@ class Store:
         return self.runs / ".locks" / f"{run.identity[:32]}.lock"
 
     def all_runs(self) -> tuple[list[RunRecord], list[str]]:
-        """Every run directory, and what is wrong with those that cannot be read."""
+        """Every run directory, and what is wrong with those that cannot be read.
+
+        Raises BrokenRun where the folder that they are in may not be read.
+        """
+        self._check_readable()
         records, problems = [], []
         for directory in sorted(self.runs.glob("*")):
             if not directory.is_dir() or directory.name.startswith(".") or _is_board(directory):
@@ -266,19 +276,34 @@ class Store:
                 problems.append(str(error))
         return records, problems
 
+    def _check_readable(self) -> None:
+        """Else it would look as if it were empty."""
+        if os.path.exists(self.runs) and not _is_readable(self.runs):
+            raise BrokenRun(f"{self.runs}: cannot be read: Permission denied")
+
 
 def _has_weights(run: Run, directory: Path) -> bool:
     """Whether those that start from `run` find its weights in `directory`."""
     return not run.starts_others or (directory / CHECKPOINT).exists()
 
 
+def _is_readable(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+
+
 def _has_files(directory: Path) -> bool:
-    return directory.is_dir() and any(not f.name.startswith(".") for f in directory.iterdir())
+    try:
+        return directory.is_dir() and any(not f.name.startswith(".") for f in directory.iterdir())
+    except PermissionError:  # Someone has put it there; reading it tells what is wrong.
+        return True
 
 
 def _is_board(directory: Path) -> bool:
     """Whether it holds what TensorBoard shows and nothing else, such as a review's findings."""
-    names = [file.name for file in directory.iterdir()]
+    try:
+        names = [file.name for file in directory.iterdir()]
+    except PermissionError:
+        return False
     return bool(names) and all("tfevents" in name for name in names)
 
 

@@ -31,6 +31,9 @@ def collect_results(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]
         except UserError as error:
             problems.append(str(error))
             continue
+        except OSError as error:
+            problems.append(f"{error.filename or place}: cannot be read: {error.strerror}")
+            continue
         problems += result.get("problems", [])
         results.append(result)
     return results, problems

@@ -13,7 +13,7 @@ import torch
 from fastvim import tasks
 from fastvim.data import DataConfig, load
 from fastvim.errors import UserError
-from fastvim.files import UNWRITABLE, write_atomic
+from fastvim.files import UNWRITABLE, unwritable, write_atomic
 from fastvim.models.config import MaskingConfig
 from fastvim.stability.detector import detect
 from fastvim.stability.episodes import NONFINITE
@@ -99,8 +99,7 @@ def train_run(
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        place = error.filename or directory
-        raise UserError(f"cannot write {place}: {error.strerror}") from error
+        raise UserError(unwritable(error, directory)) from error
 
 
 class _Run:

@@ -1,5 +1,6 @@
 """The command line: help, errors, start-up, and the commands on real results."""
 
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from fastvim.experiments.store import Store, read_run
 from fastvim.tasks.classification import Classification
+from fastvim_cli.display import RunProgress
 from fastvim_cli.main import COMMANDS, main
 
 TEXT = """\
@@ -107,7 +109,10 @@ def test_planning_needs_no_torch(arguments):
         (["show", "tiny.yaml", "--set", "model.depht=1"], "did you mean 'model.depth'?"),
         (["ablate", "tiny.yaml", "--profile", "quick"], "no profile 'quick' in tiny"),
         (["ablate", "tiny.yaml", "-o", "tiny.yaml/x"], "cannot write tiny.yaml/x/experiment.json"),
-        (["ablate", "tiny.yaml", "--set", "data.train_images=10"], "batch size 20 does not fit"),
+        (
+            ["ablate", "tiny.yaml", "--set", "data.train_images=10"],
+            "tiny.yaml:6:25: training.batch_size: batch size 20 does not fit",
+        ),
         (["ablate", "tiny.yaml", "model.in_channels=3"], "but fashion-mnist-subset has 1"),
         (
             ["ablate", "tiny.yaml", "--set", "model.name=timm/resnet1ot"],
@@ -119,6 +124,11 @@ def test_planning_needs_no_torch(arguments):
         ),
         (["train", "tiny.yaml"], "name a variant of tiny with --variant: one, two"),
         (["train", "tiny.yaml", "--variant", "tow"], "no variant 'tow' in tiny, did you mean"),
+        (["train", "tiny.yaml", "--variant", ""], "no variant '' in tiny; there are one, two"),
+        (["ablate", "tiny.yaml", "--profile", ""], "no profile '' in tiny"),
+        (["ablate", "tiny.yaml", "-o", ""], "'--output' / '-o': the path is empty"),
+        (["status", ""], "'DIR': the path is empty"),
+        (["profile", "--models", "", "--resolutions", "16"], "no model"),
         (["status", "absent"], "absent: no experiment here"),
         (["evaluate", "absent"], "absent: no such run directory"),
         (["report", "absent"], "absent"),
@@ -174,6 +184,22 @@ def test_an_output_that_cannot_be_written_is_called_so(folder):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2, done.stderr
     assert "Error: cannot write to the output: No space left on device" in done.stderr
+
+
+def test_closed_streams_do_not_end_the_work(folder, monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):  # As Python has them after `<&- >&- 2>&-`.
+        monkeypatch.setattr(sys, name, None)
+    main(["show", "tiny.yaml"], standalone_mode=False)
+    RunProgress(1, 0).say("one more line")
+
+
+def test_characters_that_the_output_cannot_show_are_written_as_codes(folder, monkeypatch):
+    Path("tiny.yaml").write_text(TEXT.replace("Which of", "\u03b1 of"), encoding="utf-8")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    main(["show", "tiny.yaml"], standalone_mode=False)
+    sys.stdout.flush()
+    assert b"\\u03b1 of the two?" in printed.getvalue()
 
 
 def test_ablate_writes_and_prints_the_comparison(finished):

@@ -272,9 +272,15 @@ def test_errors_name_file_line_and_column(file, old, new, message):
         ({"variants": ","}, "--variants names none"),
         ({"seeds": "0"}, "--seeds '0': expected"),
         ({"seeds": "a"}, "--seeds 'a': expected"),
+        (
+            {"seeds": "0,2147483648"},
+            "--seeds: the seed 2147483648 is above the largest, 2147483647",
+        ),
         ({"seeds": "1,1"}, "seeds = [1, 1]: a seed appears twice"),
         ({"sets": ["training.lr"]}, "--set training.lr: expected key=value"),
         ({"sets": ["training.lrr=1"]}, "--set training.lrr=1: unknown key 'training.lrr', did"),
+        ({"sets": ["model=x"]}, "--set model=x: model is a section: set one of its keys, such as "),
+        ({"sets": ["pretrained.data=x"]}, "--set pretrained.data=x: pretrained.data is a section"),
         ({"sets": ["training.lr=x"]}, "--set training.lr=x: training.lr = 'x': "),
         ({"sets": ["training.lr=[1"]}, "--set training.lr=[1:"),
         ({"grid": ["training.lr="]}, "--grid training.lr=: expected key=a,b,c"),
@@ -295,6 +301,7 @@ def test_seeds_option(file):
     assert make_plan(experiment, seeds="2").seeds == (0, 1)
     assert make_plan(experiment, seeds="5,").seeds == (5,)
     assert make_plan(experiment, seeds="0,3,5").seeds == (0, 3, 5)
+    assert make_plan(experiment, seeds="0,2147483647").seeds == (0, 2**31 - 1)
 
 
 def test_own_baseline_for_each_pair():

@@ -93,6 +93,29 @@ def test_broken_runs_are_named_and_never_counted(tmp_path, file, content, reason
     assert record.directory == fresh and len(problems) == 1
 
 
+@pytest.mark.parametrize("part", ["", "config.json", "result.json"])
+def test_runs_that_may_not_be_read_are_named_and_never_counted(tmp_path, unreadable, part):
+    store, run = Store(tmp_path / "out"), a_run()
+    directory = store.open(run)
+    finish(directory)
+    unreadable(directory / part)
+    record, problems = store.lookup(run)
+    assert record is None and len(problems) == 1 and str(directory) in problems[0]
+    assert problems[0].endswith("cannot be read: Permission denied")
+    assert store.all_runs() == ([], problems)
+    assert store.open(run).name == "one-seed0-abababab-2"
+
+
+def test_a_folder_of_runs_that_may_not_be_read_is_not_taken_for_empty(tmp_path, unreadable):
+    store, run = Store(tmp_path / "out"), a_run()
+    finish(store.open(run))
+    unreadable(store.runs)
+    for read in (store.all_runs, lambda: store.lookup(run)):
+        with pytest.raises(BrokenRun, match="runs: cannot be read: Permission denied"):
+            read()
+    assert Store(tmp_path / "other").elsewhere(run) is None
+
+
 def test_findings_of_a_review_beside_the_runs_are_no_broken_runs(tmp_path):
     store = Store(tmp_path)
     finish(store.open(a_run()))
@@ -188,3 +211,9 @@ def test_experiments_record_that_cannot_be_believed(tmp_path, content, reason):
         (tmp_path / "experiment.json").write_text(content)
     with pytest.raises(UserError, match=reason):
         read_plan(tmp_path)
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "mine.yaml").write_text(BASE)
+    with pytest.raises(UserError, match="no experiment here"):
+        read_plan(tmp_path / "mine.yaml")

@@ -67,6 +67,24 @@ def test_claims_as_a_table_and_as_json(output):
     assert {"claim", "published", "estimate", "verdict", "command"} <= set(rows[0])
 
 
+def test_a_run_that_may_not_be_read_costs_only_itself(output, run_directory, unreadable):
+    run = run_directory(output, "columns", 0)
+    unreadable(run)
+    named = f"{run}/config.json: cannot be read: Permission denied"
+    for command in (["claims"], ["status"], ["report", "--format", "json"]):
+        done = call(*command, output)
+        assert done.exit_code == 0, done.output
+        assert named in "".join(done.output.split("\n")) or command[0] == "report"
+    results = json.loads((output / "results.json").read_text())
+    assert results["problems"] == [named]
+    assert {v["name"]: v["seeds"] for v in results["variants"]}["columns"] == [1]
+    done = call("compare", run)
+    assert done.exit_code == 2 and f"cannot access {run}" in done.output
+    unreadable(output)
+    done = call("claims", output.parent)
+    assert done.exit_code == 0 and "Traceback" not in done.output
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
