@@ -13,22 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from fastvim.training.costs import step_memory
 
-# What allocators say: PyTorch's on CPUs, its CUDA one, C++'s, operators of oneDNN. (The last is its
-# word for a kernel that finds no memory for its code.)
-_PHRASES = (
-    *("out of memory", "allocate memory", "enough memory", "bad_alloc", "out_of_memory"),
-    "could not create a primitive",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this exception says that memory could not be had, whoever raised it."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
-
-
 # Control groups of Linux by what /proc/self/cgroup calls them, version 2 and 1: where they are
 # mounted, the files of limit and use, and in memory.stat the cached files, which are given back.
 _CGROUPS = {

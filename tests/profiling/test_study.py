@@ -18,18 +18,14 @@ from fastvim.models import create_model
 from fastvim.profiling import machine, memory, stages
 from fastvim.profiling.flops import own_gflops
 from fastvim.profiling.measurement import NO_TIME
-from fastvim.profiling.memory import (
-    free_in_cgroups,
-    is_out_of_memory,
-    measured_memory,
-    predicted_memory,
-)
+from fastvim.profiling.memory import free_in_cgroups, measured_memory, predicted_memory
 from fastvim.profiling.models import build, check
 from fastvim.profiling.stages import block_stages
 from fastvim.profiling.study import Study, default_batch, forward, training_step
 from fastvim.profiling.timing import interleaved
 from fastvim.reports import profile, profile_tables
 from fastvim.training.costs import count_gflops
+from fastvim.training.devices import is_out_of_memory
 from fastvim_cli.main import main
 
 CPU = torch.device("cpu")
