@@ -67,6 +67,8 @@ def _earlier(store: Store) -> dict[str, float]:
 
 
 def _measure(config: RunConfig) -> Estimate:
+    from fastvim.training.devices import is_out_of_memory
+
     grid = getattr(config.model, "grid_size", None)
     if grid is not None:
         tokens = grid[0] * grid[1] * MEASURED_BATCH
@@ -75,7 +77,8 @@ def _measure(config: RunConfig) -> Estimate:
     try:
         per_image = _seconds_per_image(config)
     except (RuntimeError, MemoryError, ValueError) as error:
-        return Estimate(None, f"a step could not be tried out: {str(error).splitlines()[0][:100]}")
+        reason = "out of memory" if is_out_of_memory(error) else str(error).splitlines()[0][:100]
+        return Estimate(None, f"a step could not be tried out: {reason}")
     dataset = loaded(config.data)
     sizes = dataset.split_sizes
     recipe = config.training

@@ -206,7 +206,7 @@ def prepare(request: StudyRequest, output: Path) -> tuple[Plan, Fit, bool]:
     """The plan for `output`, what fits, and whether it had been fitted before.
 
     Times a few steps of every variant where it had not. Raises UserError where the folder holds
-    another study or the budget is too small for any.
+    another study, the budget is too small for any or a variant does not fit into memory.
     """
     path = output / REQUEST_FILE
     asked = json.loads(json.dumps(asdict(request)))
@@ -258,9 +258,23 @@ def fit_to(costs: Sequence[tuple[float, float]], request: StudyRequest) -> Fit:
 
 def _costs(plan: Plan, request: StudyRequest) -> list[tuple[float, float]]:
     """Seconds of a run beside its steps, and of one step, for every group: measured."""
+    from fastvim.training.devices import is_out_of_memory
+
     first = variant_name("", request.ladder[0])
-    groups = [v.config for v in plan.variants if v.name.endswith(first)]
-    return [_cost(config) for config in groups]
+    found = []
+    for variant in plan.variants:
+        if not variant.name.endswith(first):
+            continue
+        try:
+            found.append(_cost(variant.config))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{variant.name}: out of memory in its first steps; choose smaller models, or "
+                f"--set training.batch_size=N below {variant.config.training.batch_size}"
+            ) from error
+    return found
 
 
 def _cost(config: RunConfig) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import copy
 import weakref
 from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,15 @@ from torch.utils._pytree import tree_leaves
 
 from fastvim.training.costs import step_memory
 
-# What allocators say: PyTorch's on CPUs, its CUDA one, C++'s, operators of oneDNN. (The last is its
-# word for a kernel that finds no memory for its code.)
-_PHRASES = (
-    *("out of memory", "allocate memory", "enough memory", "bad_alloc", "out_of_memory"),
-    "could not create a primitive",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this exception says that memory could not be had, whoever raised it."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
+# Control groups of Linux by what /proc/self/cgroup calls them, version 2 and 1: where they are
+# mounted, the files of limit and use, and in memory.stat the cached files, which are given back.
+_CGROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": (
+        *("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+}
 
 
 class _Alive(TorchDispatchMode):
@@ -110,7 +106,7 @@ def available_memory(device: torch.device) -> float:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return min(_free_in_machine(), _free_under_limit())
+    return min(_free_in_machine(), _free_under_limit(), free_in_cgroups(Path("/")))
 
 
 def _free_in_machine() -> float:
@@ -133,4 +129,36 @@ def _free_under_limit() -> float:
         with open("/proc/self/statm") as file:
             return limit - int(file.read().split()[0]) * resource.getpagesize()
     except (ImportError, OSError, ValueError):
+        return float("inf")
+
+
+def free_in_cgroups(root: Path) -> float:
+    """Bytes that the limits of a container, or of a service, leave; infinity without any.
+
+    A process that takes more is killed. `root` is the folder that holds proc and sys.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        return float("inf")
+    free = [float("inf")]
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        for controller in _CGROUPS.keys() & set(controllers.split(",")):
+            mount, limit, used, cached = _CGROUPS[controller]
+            # The limits of the groups around it hold, too. Those outside a container are not seen.
+            inner = PurePosixPath(group)
+            for path in (inner, *inner.parents):
+                folder = root / mount / path.relative_to("/")
+                free.append(_free_in_cgroup(folder, limit, used, cached))
+    return min(free)
+
+
+def _free_in_cgroup(folder: Path, limit: str, used: str, cached: str) -> float:
+    try:
+        # No limit is the word `max` in version 2, and more than any machine has in version 1.
+        left = int((folder / limit).read_text()) - int((folder / used).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+        return left + int(dict(line.split() for line in lines).get(cached, 0))
+    except (OSError, ValueError):
         return float("inf")

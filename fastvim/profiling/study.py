@@ -17,15 +17,11 @@ from fastvim.profiling.budget import PARTS, Budget, expected_seconds
 from fastvim.profiling.flops import own_gflops
 from fastvim.profiling.machine import clock_mhz
 from fastvim.profiling.measurement import NO_TIME, Measurement, with_size
-from fastvim.profiling.memory import (
-    available_memory,
-    is_out_of_memory,
-    measured_memory,
-    predicted_memory,
-)
+from fastvim.profiling.memory import available_memory, measured_memory, predicted_memory
 from fastvim.profiling.stages import block_stages, cycle
 from fastvim.profiling.timing import captured, interleaved
 from fastvim.training.costs import count_gflops, count_parameters
+from fastvim.training.devices import is_out_of_memory
 
 
 @dataclass

@@ -105,14 +105,23 @@ def write_events(directory: Path, records: list[Record], wall_time: float) -> No
     writer = RecordWriter(buffer)
     for event in events:
         writer.write(event.SerializeToString(deterministic=True))
-    older = sorted(directory.glob(f"{PREFIX}*{SUFFIX}"))
-    if len(older) == 1 and older[0].read_bytes() == buffer.getvalue():
+    named = sorted(directory.glob(f"{PREFIX}*{SUFFIX}"))
+    older = [path for path in named if path.is_symlink() or not path.is_dir()]
+    if len(older) == 1 and _content(older[0]) == buffer.getvalue():
         return
     # Its name is later than all others': a TensorBoard that is running goes on to it.
-    latest = max([int(time.time()), *(_time_in(path) + 1 for path in older)])
+    latest = max([int(time.time()), *(_time_in(path) + 1 for path in named)])
     write_atomic(directory / f"{PREFIX}{latest:010d}{SUFFIX}", buffer.getvalue())
     for path in older:
         path.unlink(missing_ok=True)
+
+
+def _content(path: Path) -> bytes | None:
+    """None where it cannot be read, such as a link that leads nowhere: it will be replaced."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _time_in(path: Path) -> int:

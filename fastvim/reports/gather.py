@@ -1,7 +1,7 @@
 """results.json: what an output folder's run directories say, and what follows from it."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +11,7 @@ from fastvim.analysis.claims import Claim, scale_from_config
 from fastvim.analysis.ledger import judge
 from fastvim.experiments.record import RecordedPlan, read_plan
 from fastvim.experiments.store import FINAL, RunRecord, Store
-from fastvim.reports.tables import MADE_ON
+from fastvim.reports.tables import MADE_ON, decides_speed
 from fastvim.training.responses import read_responses
 
 FORMAT = 1
@@ -27,8 +27,8 @@ def gather(output: str | Path) -> dict[str, Any]:
     Metrics are of the test split, a value a seed in the order of `seeds` (top1 and top5 in
     percent), None where the seed diverged; runs that are not finished are in `missing`, run
     directories that cannot be believed in `problems`, and neither is counted. Costs are the
-    median over seeds, measured ones only where one kind of machine, one backend and one precision
-    made them; `made_on` says what did, each once. Raises UserError when `output` holds no
+    median over seeds, measured ones only where the runs were made alike (`decides_speed`);
+    `made_on` says where they were made, each place once. Raises UserError when `output` holds no
     experiment.
     """
     plan, store = read_plan(Path(output)), Store(Path(output))
@@ -92,7 +92,9 @@ def variant_entry(
     spikes = [int(result.get("spikes") or 0) for result in results]
     made_on = [_made_on(records[seed]) for seed in seeds]
     costs = [result.get("cost") or {} for result in results]
-    known = COUNTED + MEASURED if _alike(made_on) else COUNTED
+    deciding = [decides_speed(place) for place in made_on]
+    alike = all(place == deciding[0] for place in deciding)
+    known = COUNTED + MEASURED if alike else COUNTED
     return {
         "name": name,
         "baseline": baseline,
@@ -129,15 +131,6 @@ def _made_on(record: RunRecord) -> dict[str, Any]:
     said = read_environment(record.directory) or {}
     known = {**said, "backend": record.result.get("backend")}
     return {name: known.get(name) for name in MADE_ON}
-
-
-def _alike(made_on: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether speeds of these runs can be put together; beside a GPU its processor matters less."""
-    kinds = [
-        (m["cpu"] if m["device"] == "cpu" else m["device"], m["precision"], m["backend"])
-        for m in made_on
-    ]
-    return all(kind == kinds[0] for kind in kinds)
 
 
 def _median(values: Iterable[float | None]) -> float | None:

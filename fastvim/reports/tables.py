@@ -11,7 +11,7 @@ from typing import Any
 from fastvim.files import write_atomic
 
 PERCENT = ("top1", "top5", "knn_top1")
-# What is kept of where a run was made: it decides speed and memory, and the revision the code.
+# What is kept of where a run was made.
 MADE_ON = ("device", "cpu", "threads", "precision", "backend", "revision")
 NAMES = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss", "knn_top1": "kNN %"}
 
@@ -166,16 +166,38 @@ def contrast_notes(results: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(names)}: {note}." for note, names in said.items()]
 
 
+def decides_speed(made_on: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an entry of `made_on`, what runs must share for their speed and memory to be compared.
+
+    The revision is not of it: most change neither, and a table would lose both with each.
+    """
+    names = ["device", "precision", "backend"]
+    if made_on["device"] == "cpu":  # Beside a GPU its processor matters less.
+        names[1:1] = ["cpu", "threads"]
+    return {name: made_on[name] for name in names}
+
+
 def _differently_made(variants: Sequence[Mapping[str, Any]]) -> list[str]:
     made_on = [place for variant in variants for place in variant["made_on"]]
-    values = {name: dict.fromkeys(str(place[name]) for place in made_on) for name in MADE_ON}
+    deciding = [decides_speed(place) for place in made_on]
+    values = {
+        name: dict.fromkeys(str(place[name]) for place in deciding if name in place)
+        for name in MADE_ON
+    }
     differing = [f"{name} ({'; '.join(found)})" for name, found in values.items() if len(found) > 1]
-    if not differing:
-        return []
-    return [
-        f"The runs were not all made alike: {', '.join(differing)}. Speed and memory compare only "
-        "between those that were, and are left out where a variant's own runs were not."
-    ]
+    revisions = dict.fromkeys(str(place["revision"]) for place in made_on)
+    lines = []
+    if differing:
+        lines.append(
+            f"The runs were not all made alike: {', '.join(differing)}. Speed and memory compare "
+            "only between those that were, and are left out where a variant's own runs were not."
+        )
+    if len(revisions) > 1:
+        lines.append(
+            f"The runs are of several revisions of the code ({'; '.join(revisions)}), between "
+            "which speed and memory may have changed, too."
+        )
+    return lines
 
 
 def response_lines(responses: Sequence[Mapping[str, Any]]) -> list[str]:

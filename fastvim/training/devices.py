@@ -19,6 +19,12 @@ from fastvim.training.recipe import Recipe
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "fvcore", "mamba-ssm")
+# What allocators say: PyTorch's on CPUs, its CUDA one, C++'s, operators of oneDNN. (The last is its
+# word for a kernel that finds no memory for its code.)
+_PHRASES = (
+    *("out of memory", "allocate memory", "enough memory", "bad_alloc", "out_of_memory"),
+    "could not create a primitive",
+)
 
 
 class RoundedToFloat16(TorchFunctionMode):
@@ -78,6 +84,14 @@ def kernel_backend(device: torch.device, precision: str, model: str) -> str:
     emulated = precision == "float16" and device.type == "cpu"
     dtype = torch.float32 if emulated else _DTYPES.get(precision, torch.float32)
     return backends.choose(device.type, dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this exception says that memory could not be had, whoever raised it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
 
 
 def describe_environment(device: torch.device, precision: str) -> dict:

@@ -5,9 +5,12 @@ from one. Nothing in the CSV files depends on the clock, so equal runs have equa
 """
 
 import math
+import os
+import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 from fastvim.training.board import Board
 
@@ -17,47 +20,72 @@ HISTORY_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm")
 
 
 class UnreadableHistory(Exception):
-    """A CSV file that is shorter than the saved state says."""
+    """A CSV file that does not begin with what it held when the state was saved."""
+
+
+class Position(NamedTuple):
+    """How far a CSV file had been written when a state was saved."""
+
+    length: int = 0  # Bytes; 0 is a new file.
+    checksum: int | None = None  # CRC-32 of them, but where an earlier version saved the state.
 
 
 class CsvLog:
-    """A CSV file that grows by rows and goes on from a byte position."""
+    """A CSV file that grows by rows and goes on from a position."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...], position: int) -> None:
-        """Open at `position` bytes, dropping what follows; 0 starts a new file."""
-        if position:
-            if not path.exists() or path.stat().st_size < position:
+    def __init__(self, path: Path, columns: tuple[str, ...], position: Position) -> None:
+        """Open at `position`, dropping what follows; raises UnreadableHistory."""
+        self._columns = columns
+        if position.length:
+            if not path.exists() or path.stat().st_size < position.length:
                 raise UnreadableHistory(f"{path.name} is shorter than when the state was saved")
             self._file = path.open("r+b")
-            self._file.truncate(position)
-            self._file.seek(position)
+            self._checksum = zlib.crc32(self._file.read(position.length))
+            if position.checksum not in (self._checksum, None):
+                self._file.close()
+                raise UnreadableHistory(f"{path.name} has changed since the state was saved")
+            self._file.truncate(position.length)
+            self._file.seek(position.length)
         else:
             # A finished run's file may be shared by hard links, so it is replaced.
             path.unlink(missing_ok=True)
             self._file = path.open("wb")
-            self._file.write((",".join(columns) + "\n").encode())
+            self._checksum = 0
+            self._append(",".join(columns))
             # Who follows the run knows the file by its header, before there is a row.
             self._file.flush()
-        self._columns = columns
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row; floats keep the nine digits that tell float32 numbers apart."""
         cells = (row[column] for column in self._columns)
         text = ",".join(f"{cell:.9g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        self._file.write(f"{text}\n".encode())
+        self._append(text)
 
-    def flush(self) -> int:
-        """Hand the rows to the operating system; the file's length in bytes."""
+    def flush(self) -> None:
+        """Hand the rows to the operating system."""
         self._file.flush()
-        return self._file.tell()
+
+    def sync(self) -> Position:
+        """Have the rows on the disk, where they outlast a loss of power; how far they go."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return Position(self._file.tell(), self._checksum)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
 
+    def _append(self, line: str) -> None:
+        content = f"{line}\n".encode()
+        self._file.write(content)
+        self._checksum = zlib.crc32(content, self._checksum)
+
 
 class History:
-    """The records of a run in `directory`, continued from the byte positions of a saved state."""
+    """The records of a run in `directory`, continued from the positions of a saved state.
+
+    Raises UnreadableHistory where the files do not hold what they did at those.
+    """
 
     def __init__(
         self,
@@ -65,16 +93,16 @@ class History:
         eval_columns: tuple[str, ...],
         *,
         step: int = 0,
-        history_bytes: int = 0,
-        eval_bytes: int = 0,
+        steps: Position,
+        evaluations: Position,
     ) -> None:
         eval_columns = ("step", "epoch", *eval_columns)
         with ExitStack() as files:
             self._steps = files.enter_context(
-                closing(CsvLog(directory / HISTORY_FILE, HISTORY_COLUMNS, history_bytes))
+                closing(CsvLog(directory / HISTORY_FILE, HISTORY_COLUMNS, steps))
             )
             self._evaluations = files.enter_context(
-                closing(CsvLog(directory / EVAL_FILE, eval_columns, eval_bytes))
+                closing(CsvLog(directory / EVAL_FILE, eval_columns, evaluations))
             )
             if step == 0:
                 for stale in directory.glob("events.out.tfevents.*"):
@@ -100,10 +128,16 @@ class History:
         """Record a picture, a PNG file's bytes, in TensorBoard."""
         self._board.add_picture(step, "validation/picture", png)
 
-    def flush(self) -> tuple[int, int]:
-        """Hand everything to the operating system; lengths of history.csv and eval.csv."""
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
         self._board.flush()
-        return self._steps.flush(), self._evaluations.flush()
+        self._steps.flush()
+        self._evaluations.flush()
+
+    def sync(self) -> tuple[Position, Position]:
+        """Have history.csv and eval.csv on the disk; how far they go."""
+        self._board.flush()
+        return self._steps.sync(), self._evaluations.sync()
 
     def close(self) -> None:
         """Flush and close all files, also those that come after one that fails."""

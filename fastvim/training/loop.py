@@ -269,7 +269,9 @@ class Loop:
         """Save all that the next step depends on, after what it has recorded."""
         self._note_gpu_memory()
         self.progress.seconds = self.elapsed()
-        self.progress.history_bytes, self.progress.eval_bytes = self._history.flush()
+        steps, evaluations = self._history.sync()
+        self.progress.history_bytes, self.progress.history_checksum = steps
+        self.progress.eval_bytes, self.progress.eval_checksum = evaluations
         responder = self._trainer.responder
         if responder is not None:
             self.progress.responses = responder.state()

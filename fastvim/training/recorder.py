@@ -220,10 +220,8 @@ class Recorder:
         episode = event.episode
         path = self._directory / f"{int(episode.start_step)}.json"
         # What ended in NaN is described again, with the tensor that left the finite range.
-        if event.what == "started" or episode.kind == NONFINITE:
-            content = self._describe(int(episode.start_step))
-        else:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        new = event.what == "started" or episode.kind == NONFINITE
+        content = (None if new else _read(path)) or self._describe(int(episode.start_step))
         content["episode"] = episode.to_dict()
         write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -248,6 +246,15 @@ class Recorder:
                 for quantity, column in zip(self.quantities, self._values.T, strict=True)
             },
         }
+
+
+def _read(path: Path) -> dict | None:
+    """What was written when an episode began; None where it is lost or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _tag(quantity: Quantity) -> str:

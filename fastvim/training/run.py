@@ -20,7 +20,7 @@ from fastvim.stability.episodes import NONFINITE
 from fastvim.tasks.transfer import load_pretrained
 from fastvim.training import costs, devices
 from fastvim.training.evaluation import CONFIG_FILE
-from fastvim.training.history import HISTORY_FILE, History, UnreadableHistory
+from fastvim.training.history import HISTORY_FILE, History, Position, UnreadableHistory
 from fastvim.training.loop import Interrupted, Loop
 from fastvim.training.recipe import Recipe
 from fastvim.training.recorder import Recorder
@@ -220,8 +220,8 @@ class _Run:
             self.directory,
             tuple(f"val_{name}" for name in self.task.metrics),
             step=progress.step,
-            history_bytes=progress.history_bytes,
-            eval_bytes=progress.eval_bytes,
+            steps=Position(progress.history_bytes, progress.history_checksum),
+            evaluations=Position(progress.eval_bytes, progress.eval_checksum),
         )
 
     def _finish(

@@ -37,6 +37,8 @@ class Progress:
     seconds: float = 0.0
     history_bytes: int = 0  # Lengths of history.csv and eval.csv at this step.
     eval_bytes: int = 0
+    history_checksum: int | None = None  # CRC-32 of these bytes.
+    eval_checksum: int | None = None
     peak_memory: int = 0  # Bytes.
     gflops: float | None = None
     validation: dict[str, float] = field(default_factory=dict)

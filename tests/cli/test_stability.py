@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
+from fastvim.experiments import stability
 from fastvim.experiments.stability import LEAST_STEPS, MOST_STEPS, Request, fit_to
 from fastvim.reports.stability_factors import factor_answers
 from fastvim_cli.main import main
@@ -186,6 +187,21 @@ def test_bad_options_are_one_message(arguments, message, tmp_path):
     assert result.exit_code == 2
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [["--model", "l"], ["threshold", "--vary", "width"]])
+def test_a_model_that_does_not_fit_is_one_message(command, monkeypatch, tmp_path):
+    def cost(config):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] can't allocate memory: 96 bytes")
+
+    monkeypatch.setattr(stability, "_cost", cost)
+    result = fastvim("stability", *command, "-o", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    last = result.output.splitlines()[-1]
+    assert last.startswith("Error: vim-with-") and ": out of memory in its first steps" in last
+    monkeypatch.setattr(stability, "_cost", lambda config: {}["a mistake"])
+    with pytest.raises(KeyError):
+        raise fastvim("stability", *command, "-o", tmp_path / "out").exception
 
 
 def test_steps_then_seeds_then_the_ladder_shrink_to_the_time():

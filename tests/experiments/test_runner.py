@@ -258,6 +258,15 @@ def test_a_run_that_cannot_be_believed_is_not_counted(finished, runs, plan, tmp_
     assert f"Skipped: {broken}" in markdown(results)
 
 
+def test_a_step_that_does_not_fit_is_no_estimate(runs, tmp_path, monkeypatch):
+    def nothing_left(config):
+        raise MemoryError
+
+    monkeypatch.setattr("fastvim.experiments.estimate._seconds_per_image", nothing_left)
+    (found,) = estimate(runs[:1], Store(tmp_path)).values()
+    assert (found.seconds, found.basis) == (None, "a step could not be tried out: out of memory")
+
+
 def test_time_is_estimated_from_earlier_runs_or_measured(finished, plan, runs, tmp_path):
     output, _ = finished
     more = identified_runs(make_plan(plan.experiment, seeds="4,"))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from click.testing import CliRunner
 from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
 from fastvim.models import create_model
-from fastvim.profiling import machine, stages
+from fastvim.profiling import machine, memory, stages
 from fastvim.profiling.flops import own_gflops
 from fastvim.profiling.measurement import NO_TIME
-from fastvim.profiling.memory import is_out_of_memory, measured_memory, predicted_memory
+from fastvim.profiling.memory import free_in_cgroups, measured_memory, predicted_memory
 from fastvim.profiling.models import build, check
 from fastvim.profiling.stages import block_stages
 from fastvim.profiling.study import Study, default_batch, forward, training_step
@@ -25,6 +26,7 @@ from fastvim.profiling.timing import interleaved
 from fastvim.reports import profile, profile_tables
 from fastvim.stability.readers import find_logs
 from fastvim.training.costs import count_gflops
+from fastvim.training.devices import is_out_of_memory
 from fastvim_cli.main import main
 
 CPU = torch.device("cpu")
@@ -166,6 +168,39 @@ def test_what_does_not_fit_in_memory_is_said_and_the_rest_measured(how):
     for line in lines[2:]:
         assert "out of memory (training" in line, done.stdout
         assert ("needs" in line) == (how == "predicted"), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "free"),
+    [
+        ("0::/pod/me", {"memory.max": 700, "pod/me/memory.max": "max"}, 700 - 500 + 40),
+        ("0::/pod/me", {"memory.max": "max", "pod/memory.max": 900, "pod/me/memory.max": 800}, 340),
+        ("0::/seen/outside", {"memory.max": 500}, 40),
+        ("0::/", {"memory.max": "max"}, math.inf),
+        ("0::/", {}, math.inf),
+        ("4:memory:/docker/me", {"memory/memory.limit_in_bytes": 700}, 700 - 600 + 30),
+        ("3:cpu,memory:/me", {"memory/me/memory.limit_in_bytes": 2**63 - 4096}, 2**63 - 4096 - 570),
+        ("3:cpu:/me", {"memory/me/memory.limit_in_bytes": 700}, math.inf),
+    ],
+)
+def test_the_limit_of_a_container_is_seen(line, files, free, tmp_path):
+    for name, limit in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{limit}\n")
+        (file.parent / "memory.current").write_text("500\n")
+        (file.parent / "memory.usage_in_bytes").write_text("600\n")
+        stat = "cache 90\ninactive_file 40\ntotal_inactive_file 30\n"
+        (file.parent / "memory.stat").write_text(stat)
+    assert free_in_cgroups(tmp_path) == math.inf
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"9:pids:/\n{line}\n")
+    assert free_in_cgroups(tmp_path) == free
+
+
+def test_memory_that_is_available_is_what_the_narrowest_limit_leaves(monkeypatch):
+    monkeypatch.setattr(memory, "free_in_cgroups", lambda root: 5.0)
+    assert memory.available_memory(torch.device("cpu")) == 5
 
 
 def test_every_kind_of_running_out_of_memory_is_known():

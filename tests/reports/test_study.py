@@ -221,6 +221,33 @@ def test_speeds_of_several_machines_are_not_put_together(output, run_directory):
     assert "device (cpu; NVIDIA H200)" in said and "triton)" in said
 
 
+@pytest.mark.parametrize(
+    ("device", "what", "value", "kept", "says"),
+    [
+        ("cpu", "threads", 7, False, "not all made alike: threads (1; 7). Speed"),
+        ("cpu", "cpu", "a Z80", False, "; a Z80). Speed"),
+        ("cpu", "revision", "an older one", True, "; an older one), between"),
+        ("NVIDIA H200", "threads", 7, True, None),
+        ("NVIDIA H200", "cpu", "a Z80", True, None),
+    ],
+)
+def test_what_leaves_speeds_out_is_what_the_note_says(
+    output, run_directory, device, what, value, kept, says
+):
+    for directory in (output / "runs").glob("*-seed*"):
+        edit(directory / "environment.json", lambda e: e.update(device=device))
+    other = run_directory(output, "columns", 1) / "environment.json"
+    edit(other, lambda e: e.update({what: value}))
+    study = read_study(output)
+    assert (named(study)["columns"]["cost"]["train_images_per_second"] is not None) == kept
+    said = " ".join(tables.notes(study.results))
+    assert ("several revisions" in said, "not all made alike" in said) == (
+        what == "revision",
+        not kept,
+    )
+    assert says is None or says in said
+
+
 def test_seeds_that_a_difference_leaves_out_are_named(finished, output, run_directory):
     shutil.rmtree(run_directory(output, "columns", 0))
     said = " ".join(tables.notes(read_study(output).results))

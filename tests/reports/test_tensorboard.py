@@ -13,6 +13,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from fastvim.experiments.store import Store
+from fastvim.reports.events import write_events
 from fastvim.reports.study import read_study
 from fastvim.reports.tensorboard import write_board
 from fastvim.stability import detect
@@ -148,6 +149,20 @@ def test_writing_again_changes_nothing_and_piles_nothing_up(output):
     new, old = sorted(set(after) - set(first)), sorted(set(first) - set(after))
     assert any(run.startswith(f"runs/{changed.record.directory.name}/") for run in new)
     assert all(later > earlier for later, earlier in zip(new, old, strict=True))
+
+
+@pytest.mark.parametrize("what", ["folder", "broken link", "link to itself"])
+def test_what_has_the_name_of_a_board_and_is_none_does_not_stop_it(tmp_path, what):
+    odd = tmp_path / "events.out.tfevents.0000000007.fastvim"
+    if what == "folder":
+        odd.mkdir()
+    else:
+        odd.symlink_to(odd.name if what == "link to itself" else "nowhere")
+    for _ in range(2):
+        write_events(tmp_path, [], 1.0)
+        files = [path for path in tmp_path.iterdir() if path != odd]
+        assert len(files) == 1 and files[0].read_bytes()
+    assert odd.is_dir() == (what == "folder") and not odd.is_symlink()
 
 
 def test_the_board_is_no_run(board):

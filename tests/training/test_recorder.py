@@ -305,6 +305,24 @@ def test_a_state_with_fewer_quantities_leaves_the_ring_empty(tmp_path):
     assert recorder.state() == {}
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"null", b"\xff", None])
+def test_a_lost_record_of_an_episode_is_written_again_when_it_ends(tmp_path, damage):
+    recorder = Recorder(torch.nn.Linear(2, 2), tmp_path)
+    calm = [2 + 0.01 * (i % 3) for i in range(40)]
+    for step, loss in enumerate([*calm, *[9.0] * 4, *calm]):
+        recorder.before_step()
+        recorder.after_step(torch.tensor(loss), torch.tensor(1.0))
+        recorder.read(step, [torch.arange(2)])
+        if step == 43:
+            (file,) = (tmp_path / "episodes").glob("*.json")
+            began = json.loads(file.read_text())
+            file.unlink() if damage is None else file.write_bytes(damage)
+    recorder.finish()
+    ended = json.loads(file.read_text())
+    assert ended["episode"]["recovered"]
+    assert ended.keys() == began.keys()
+
+
 def test_recording_changes_nothing_and_a_resumed_run_writes_the_same(tmp_path, settings, outcome):
     """A divergence that is real: momentum, no norm, and a rate that rises without end."""
     wild = {"lr": 10.0, "optimizer": "momentum", "epochs": 6, "warmup_epochs": 5.9}

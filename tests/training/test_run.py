@@ -1,6 +1,7 @@
 import json
 import math
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastvim.errors import UserError
 from fastvim.training.evaluation import evaluate_run
+from fastvim.training.history import CsvLog, Position, UnreadableHistory
 from fastvim.training.loop import FLUSH_SECONDS
 from fastvim.training.run import Interrupted, train_run
 
@@ -157,6 +159,43 @@ def test_a_damaged_state_is_named_and_not_used(finished, settings, outcome, tmp_
     assert outcome(tmp_path) == outcome(directory)
     assert [event["message"] for event in events if event["event"] == "note"] == again["notes"]
     assert "resume.safetensors cannot be used" in again["notes"][0]
+
+
+@pytest.mark.parametrize("name", ["history.csv", "eval.csv"])
+def test_a_damaged_record_starts_the_run_afresh(settings, tmp_path, name):
+    events = []
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train_run(
+                **settings(ema_decay=None),
+                directory=tmp_path,
+                report=events.append,
+                should_stop=stop_after(1),
+            )
+        content = (tmp_path / name).read_bytes()
+        # As a loss of power leaves it.
+        (tmp_path / name).write_bytes(content[:-5] + bytes(5))
+    (note,) = [event["message"] for event in events if event["event"] == "note"]
+    assert f"({name} has changed since the state was saved)" in note
+    assert [event["step"] for event in events if event["event"] == "start"] == [0, 0]
+
+
+def test_a_record_goes_on_only_after_what_it_held(tmp_path):
+    path = tmp_path / "record.csv"
+    with closing(CsvLog(path, ("step", "loss"), Position())) as log:
+        log.write({"step": 1, "loss": 0.5})
+        position = log.sync()
+        log.write({"step": 2, "loss": 0.25})
+    for _ in range(2):
+        with closing(CsvLog(path, ("step", "loss"), position)) as log:
+            log.write({"step": 2, "loss": 0.125})
+            later = log.sync()
+    assert path.read_text() == "step,loss\n1,0.5\n2,0.125\n"
+    with closing(CsvLog(path, ("step", "loss"), later)):
+        pass
+    path.write_text("step,loss\n1,0.6\n2,0.125\n")
+    with pytest.raises(UnreadableHistory, match="has changed"):
+        CsvLog(path, ("step", "loss"), position)
 
 
 @pytest.mark.parametrize("of", ["the run", "its pretraining"])
