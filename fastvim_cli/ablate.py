@@ -182,9 +182,12 @@ def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
                     outcomes = carry_out_with_jobs(runs, store, listen, should_stop, jobs)
                 else:
                     outcomes = carry_out(runs, store, listen, should_stop)
-        except Stopped:
+        except Stopped as stopped:
+            for sentence in stopped.unsaved:
+                progress.say(sentence)
             if stop():
-                progress.say(f"Stopped; everything is saved. To go on: {this_command()}")
+                what = "everything else" if stopped.unsaved else "everything"
+                progress.say(f"Stopped; {what} is saved. To go on: {this_command()}")
                 return stop.exit_code
     if failed and not keep_going:
         code = _report_failures(failed)
