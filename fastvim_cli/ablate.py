@@ -70,8 +70,8 @@ def command(
 
     Runs that are already there are not trained again, and interrupted ones go on: the same
     command continues after Ctrl-C, a crash or a reboot. Several processes may share one output
-    folder. Exit code 0 when all runs are done, 1 when any failed or diverged, 2 for bad input,
-    130 after Ctrl-C.
+    folder; each reports its own plan, and `fastvim report` the one that was given last. Exit code 0
+    when all runs are done, 1 when any failed or diverged, 2 for bad input, 130 after Ctrl-C.
 
     \b
     Examples:
@@ -154,10 +154,10 @@ def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
     from fastvim.reports.tensorboard import write_board
     from fastvim.reports.write import write_report
     from fastvim_cli.display import RunProgress, console, this_command
-    from fastvim_cli.tables import print_results, print_written
+    from fastvim_cli.tables import print_replaced, print_results, print_written
 
     planned_runs, runs = runs, every_run(runs, store)
-    write_plan(store.output, plan, planned_runs, this_command())
+    recorded = write_plan(store.output, plan, planned_runs, this_command())
     reused = len(runs) - len(to_train(runs, store))
     stop = StopRequest()
     failed = []
@@ -182,9 +182,12 @@ def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
                     outcomes = carry_out_with_jobs(runs, store, listen, should_stop, jobs)
                 else:
                     outcomes = carry_out(runs, store, listen, should_stop)
-        except Stopped:
+        except Stopped as stopped:
+            for sentence in stopped.unsaved:
+                progress.say(sentence)
             if stop():
-                progress.say(f"Stopped; everything is saved. To go on: {this_command()}")
+                what = "everything else" if stopped.unsaved else "everything"
+                progress.say(f"Stopped; {what} is saved. To go on: {this_command()}")
                 return stop.exit_code
     if failed and not keep_going:
         code = _report_failures(failed)
@@ -193,11 +196,12 @@ def _carry_out(plan, runs, store, jobs: int, keep_going: bool) -> int:
             err=True,
         )
         return code
-    study = read_study(store.output)
+    study = read_study(store.output, recorded)
     written = write_report(study, store.output)
     write_board(study, store.output)
     print_results(console(), study.results)
     print_written(store.output, written)
+    print_replaced(recorded, store.output)
     return _report_failures(outcomes)
 
 

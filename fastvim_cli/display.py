@@ -65,6 +65,8 @@ class RunProgress:
         # Runs of this session; those that were there before say nothing about the time left.
         self._trained = 0
         self._shares: dict[str, float] = {}
+        # Where runs of this session began: what an earlier one trained of them says as little.
+        self._first: dict[str, float] = {}
         self._waited = False
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -101,7 +103,9 @@ class RunProgress:
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
-        if kind == "step":
+        if kind == "start":
+            self._start(event)
+        elif kind == "step":
             self._step(event)
         elif kind == "end":
             self._end(event["run"], event["outcome"])
@@ -113,6 +117,13 @@ class RunProgress:
             self._waited = True
             names = ", ".join(run.name for run in event["runs"])
             self.say(f"waiting for another process that is training {names}")
+
+    def _start(self, event: dict[str, Any]) -> None:
+        identity, first = event["run"].identity, event["step"] / max(1, event["steps"])
+        self._first[identity] = self._shares[identity] = first
+        if self._bar is not None:
+            # Given to update, another total would have it forget the speed.
+            self._bar.tasks[self._plan].total -= first
 
     def _step(self, event: dict[str, Any]) -> None:
         run = event["run"]
@@ -132,6 +143,6 @@ class RunProgress:
 
     def _update(self, doing: str) -> None:
         if self._bar is not None:
-            done = self._trained + sum(self._shares.values())
+            done = self._trained + sum(self._shares.values()) - sum(self._first.values())
             finished = f"{self._finished}/{self._total}"
             self._bar.update(self._plan, completed=done, doing=doing, finished=finished)

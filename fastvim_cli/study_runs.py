@@ -25,12 +25,12 @@ def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, li
     from fastvim.reports.tensorboard import write_board
     from fastvim.training.state import WEIGHTS_FILE
     from fastvim_cli.display import RunProgress, this_command
-    from fastvim_cli.tables import print_written
+    from fastvim_cli.tables import print_replaced, print_written
 
     output = folder / RUNS_FOLDER
     store, runs = Store(output), identified_runs(plan)
     everything = every_run(runs, store)
-    write_plan(output, plan, runs, this_command())
+    recorded = write_plan(output, plan, runs, this_command())
     stop = StopRequest()
     reused = len(everything) - len(to_train(everything, store))
     with RunProgress(len(everything), reused) as progress:
@@ -47,7 +47,7 @@ def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, li
         except Stopped:
             progress.say(f"Stopped; everything is saved. To go on: {this_command()}")
             return stop.exit_code
-    study = read_study(output)
+    study = read_study(output, recorded)
     write_board(study, output)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
@@ -55,5 +55,6 @@ def carry_out_study(plan, folder: Path, write: Callable[["Study"], tuple[str, li
     text, written = write(study)
     click.echo(text)
     print_written(folder, written)
+    print_replaced(recorded, output)
     # A run that diverged is a result here.
     return int(bool(failed))

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 if TYPE_CHECKING:
+    from fastvim.experiments.record import RecordedPlan
     from fastvim.reports.study import Study
 
 
@@ -52,3 +53,16 @@ def print_written(folder: Path, written: Sequence[Path]) -> None:
     """Which files were written to `folder`."""
     names = ", ".join(str(path.relative_to(folder)) for path in written)
     click.echo(f"\nWritten to {folder}: {names}")
+
+
+def print_replaced(plan: "RecordedPlan", output: Path) -> None:
+    """Say it where the plan that was reported is no longer that of its folder of runs."""
+    from fastvim.experiments.record import replaced_by
+
+    command = replaced_by(output, plan)
+    if command is not None:
+        click.echo(
+            f"\nThis reports what was asked for here; meanwhile {output} was given another plan, "
+            f"which `fastvim report` and `fastvim status` show: {command}",
+            err=True,
+        )

@@ -1,6 +1,8 @@
 """timm's transforms for one image, and loaders that apply them with repeatable draws."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -133,6 +135,17 @@ def _leave_stopping_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # By which the loader ends a worker that hangs.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    """A batch system sends SIGTERM to every process of a job; a worker that dies of it would fail
+    the run in the midst of a step, which its own process ends and saves."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(128 + signal.SIGTERM)
 
 
 def transformed_batches(

@@ -1,7 +1,7 @@
 """`experiment.json`: what an output folder was asked to hold, so that it explains itself."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastvim.errors import UserError
@@ -31,8 +31,8 @@ class RecordedPlan:
     runs: tuple[Run, ...]
 
 
-def write_plan(output: Path, plan: Plan, runs: list[Run], command: str) -> None:
-    """Write experiment.json; UserError when the folder cannot be written."""
+def write_plan(output: Path, plan: Plan, runs: list[Run], command: str) -> RecordedPlan:
+    """Write experiment.json, and give what it says; UserError when the folder cannot be written."""
     experiment = plan.experiment
     content = {
         "format": FORMAT,
@@ -53,7 +53,19 @@ def write_plan(output: Path, plan: Plan, runs: list[Run], command: str) -> None:
         ],
         "runs": [_described(run) for run in runs],
     }
-    write_atomic(Path(output) / FILE, json.dumps(content, indent=2) + "\n")
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomic(Path(output) / FILE, text)
+    return _recorded(json.loads(text))
+
+
+def replaced_by(output: Path, plan: RecordedPlan) -> str | None:
+    """The command of another process that has written another plan than `plan` to `output` since;
+    None where there is none."""
+    try:
+        now = read_plan(output)
+    except UserError:
+        return None
+    return None if replace(now, command=plan.command) == plan else now.command
 
 
 def _described(run: Run) -> dict:
@@ -88,25 +100,26 @@ def read_plan(output: Path) -> RecordedPlan:
         )
     check_format(path, content)
     try:
-        variants = {
-            item["name"]: RunConfig.from_nested(item["config"]) for item in content["variants"]
-        }
-        baselines = {
-            item["name"]: item["baseline"] for item in content["variants"] if item["baseline"]
-        }
-        runs = [_run(item, variants[item["variant"]]) for item in content["runs"]]
-        return RecordedPlan(
-            name=content["experiment"],
-            profile=content["profile"],
-            question=content["question"],
-            claim=content["claim"],
-            metric=content["metric"],
-            command=content["command"],
-            baselines=baselines,
-            variants=variants,
-            train_images={item["name"]: item["train_images"] for item in content["variants"]},
-            runs=tuple(runs),
-        )
+        return _recorded(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not an experiment's record: {reason}") from None
+
+
+def _recorded(content: dict) -> RecordedPlan:
+    variants = {item["name"]: RunConfig.from_nested(item["config"]) for item in content["variants"]}
+    runs = [_run(item, variants[item["variant"]]) for item in content["runs"]]
+    return RecordedPlan(
+        name=content["experiment"],
+        profile=content["profile"],
+        question=content["question"],
+        claim=content["claim"],
+        metric=content["metric"],
+        command=content["command"],
+        baselines={
+            item["name"]: item["baseline"] for item in content["variants"] if item["baseline"]
+        },
+        variants=variants,
+        train_images={item["name"]: item["train_images"] for item in content["variants"]},
+        runs=tuple(runs),
+    )

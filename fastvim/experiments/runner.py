@@ -37,16 +37,26 @@ class Outcome:
     adopted_from: Path | None = None
 
 
-# Receives what happens: begin, step, evaluation, note (from training), end, waiting, problem.
+# Receives what happens: begin, step, evaluation, note (from training), saved (when stopped), end,
+# waiting, problem.
 Listener = Callable[[dict[str, Any]], None]
 
 
 class Stopped(Exception):
-    """Asked to stop; what was running has saved its state."""
+    """Asked to stop; what was running has saved its state. `unsaved` says of which run it has not,
+    and why, a sentence each."""
+
+    def __init__(self, unsaved: Sequence[str] = ()):
+        super().__init__()
+        self.unsaved = tuple(unsaved)
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM came; a second SIGINT ends the process at once."""
+    """True once SIGINT or SIGTERM came; a SIGINT after that ends the process at once.
+
+    Further SIGTERMs count for nothing: a batch system sends one to every process of a job, and a
+    parent asks its workers to stop by another.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -71,10 +81,11 @@ class StopRequest:
         notice = threading.Thread(target=notify)
 
         def handle(number: int, frame: object) -> None:
-            if self.signal is not None:
+            if self.signal is None:
+                self.signal = number
+                notice.start()
+            elif number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.signal = number
-            notice.start()
 
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:
@@ -248,6 +259,8 @@ def _train(
             should_stop=should_stop,
         )
     except Interrupted:
+        # Told while signals are still listened to: whatever ends the process now loses nothing.
+        listen({"event": "saved", "run": run})
         raise Stopped from None
     except Exception as error:
         if _unwritable(error):

@@ -37,7 +37,7 @@ MOST_LOST = 3
 class _Worker:
     process: subprocess.Popen
     errors: IO[str]
-    # The run it is on, to know what died with it.
+    # The run it is on and has not saved, to know what died with it.
     current: Run | None = None
     fatal: str | None = None
     ended: bool = False
@@ -102,7 +102,7 @@ class _Pool:
 
     def run(self, jobs: int, threads: int, should_stop: Callable[[], bool]) -> None:
         workers = [self._start(threads) for _ in range(jobs)]
-        asked, problem = False, None
+        asked, problem, unsaved = False, None, []
         try:
             while not all(worker.ended for worker in workers):
                 if (should_stop() or problem is not None) and not asked:
@@ -121,12 +121,14 @@ class _Pool:
                 code = worker.process.wait()
                 if worker.fatal is not None:
                     problem = worker.fatal
+                elif asked:
+                    unsaved += self._not_saved(worker, code)
                 elif code not in (0, INTERRUPTED):
                     if worker.current is not None:
                         self._record_death(worker, code)
-                    elif not asked:
+                    else:
                         problem = self._hopeless(worker, code)
-                    if not asked and problem is None:
+                    if problem is None:
                         workers.append(self._start(threads))
         finally:
             for worker in workers:
@@ -136,7 +138,7 @@ class _Pool:
         if problem is not None:
             raise UserError(problem)
         if asked:
-            raise Stopped
+            raise Stopped(unsaved)
 
     def _start(self, threads: int) -> _Worker:
         environment = os.environ | {
@@ -180,6 +182,8 @@ class _Pool:
             self.lost = 0
             worker.current = event["run"]
             self.listen(event)
+        elif kind == "saved":
+            worker.current = None
         elif kind == "end":
             worker.current = None
             self._tell_end(event["run"])
@@ -204,6 +208,14 @@ class _Pool:
             if held and record is not None and record.state not in FINAL:
                 record_failure(record.directory, f"its process ended ({cause}). {last}".strip())
         self._tell_end(worker.current)
+
+    def _not_saved(self, worker: _Worker, code: int) -> list[str]:
+        """Whose state a worker that was asked to stop did not save; it is no failure of the run."""
+        if worker.current is None or self.store.state(worker.current) != "interrupted":
+            return []
+        cause, last = _last_words(worker, code)
+        said = f"{worker.current.name} is not saved since its last checkpoint: its process ended"
+        return [f"{said} ({cause}). {last}".strip()]
 
     def _hopeless(self, worker: _Worker, code: int) -> str | None:
         """Of a worker that ended before it had a run: why there is no use in another, if so."""

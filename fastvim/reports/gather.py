@@ -21,8 +21,10 @@ COUNTED = ("parameters", "gflops")
 MEASURED = ("train_images_per_second", "peak_memory_mb", "seconds")
 
 
-def gather(output: str | Path) -> dict[str, Any]:
+def gather(output: str | Path, plan: RecordedPlan | None = None) -> dict[str, Any]:
     """The results of the experiment in `output`, computed from its run directories.
+
+    `plan` is reported where it is given, else the one that `output` records.
 
     Metrics are of the test split, a value a seed in the order of `seeds` (top1 and top5 in
     percent), None where the seed diverged; runs that are not finished are in `missing`, run
@@ -31,7 +33,7 @@ def gather(output: str | Path) -> dict[str, Any]:
     `made_on` says where they were made, each place once. Raises UserError when `output` holds no
     experiment.
     """
-    plan, store = read_plan(Path(output)), Store(Path(output))
+    plan, store = plan or read_plan(Path(output)), Store(Path(output))
     records: dict[str, dict[int, RunRecord]] = {name: {} for name in plan.variants}
     missing: dict[str, list[int]] = {name: [] for name in plan.variants}
     problems: list[str] = []

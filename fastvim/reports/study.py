@@ -67,14 +67,15 @@ class Study:
         return differing, shared
 
 
-def read_study(output: str | Path) -> Study:
-    """The study of the experiment in `output`, an output folder of `fastvim ablate`.
+def read_study(output: str | Path, plan: RecordedPlan | None = None) -> Study:
+    """The study of the experiment in `output`, an output folder of `fastvim ablate`: of `plan`,
+    or else of the plan that it records, which another process may have replaced.
 
     Raises UserError when it holds no experiment.
     """
     output = Path(output)
-    plan, store = read_plan(output), Store(output)
-    results = gather(output)
+    plan, store = plan or read_plan(output), Store(output)
+    results = gather(output, plan)
     runs = [
         read_study_run(variant["name"], read_run(store.runs / directory), results["problems"])
         for variant in results["variants"]

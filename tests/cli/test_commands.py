@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from fastvim.experiments.store import Store, read_run
+from fastvim.reports import tensorboard, write
 from fastvim.tasks.classification import Classification
 from fastvim_cli.display import RunProgress
 from fastvim_cli.main import COMMANDS, main
@@ -232,6 +233,31 @@ def test_same_command_again_gives_the_same_tables(finished, monkeypatch):
     assert first == second
     after = {name: (folder / "out/tiny" / name).read_bytes() for name in files}
     assert {name: data for name, data in after.items() if data != before[name]} == {}
+
+
+def test_a_plan_that_another_process_replaces_is_reported_all_the_same(
+    finished, tmp_path, monkeypatch
+):
+    folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder / "out/tiny", copy)
+    other = (copy / "experiment.json").read_text()
+
+    def replace(progress, event):
+        (copy / "experiment.json").write_text(other)
+
+    monkeypatch.setattr(write, "write_report", lambda study, output: [])
+    monkeypatch.setattr(tensorboard, "write_board", lambda study, output: None)
+    call = ["ablate", str(folder / "tiny.yaml"), "-o", str(copy), "--variants", "one"]
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(RunProgress, "__call__", replace)
+        result = fastvim(*call)
+    assert result.exit_code == 0, result.output
+    rows = [line.split()[0] for line in result.output.splitlines() if line.strip()]
+    assert "one" in rows and "two" not in rows
+    assert f"meanwhile {copy} was given another plan" in result.output
+    assert fastvim("status", str(copy)).output.count(" done ") == 4
+    assert "another plan" not in fastvim(*call).output
 
 
 def test_dry_run_shows_states_and_writes_nothing(finished, monkeypatch):

@@ -11,7 +11,9 @@ from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
 from fastvim.experiments import stability
 from fastvim.experiments.stability import LEAST_STEPS, MOST_STEPS, Request, fit_to
+from fastvim.reports import stability
 from fastvim.reports.stability_factors import factor_answers
+from fastvim_cli.display import RunProgress
 from fastvim_cli.main import main
 
 # Nothing of the time counts here: the steps are set.
@@ -171,6 +173,29 @@ def test_the_same_command_finds_everything_done_and_another_is_refused(study, tm
     other = fastvim("stability", *OPTIONS, "--factor", "merge", "-o", copy)
     assert other.exit_code == 2
     assert "a study with other options" in other.output
+
+
+def test_a_plan_that_another_process_replaces_is_reported_all_the_same(
+    study, tmp_path, monkeypatch
+):
+    folder, _ = study
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    record = copy / "study/experiment.json"
+    reported = []
+
+    def replace(progress, event):
+        record.write_text(record.read_text().replace('"steps": 14', '"steps": 15'))
+
+    def write(study, request, output):
+        reported.append({config.training.steps for config in study.plan.variants.values()})
+        return "", []
+
+    monkeypatch.setattr(RunProgress, "__call__", replace)
+    monkeypatch.setattr(stability, "write_stability", write)
+    result = fastvim("stability", *OPTIONS, "-o", copy)
+    assert result.exit_code == 0 and reported == [{14}], result.output
+    assert f"meanwhile {copy / 'study'} was given another plan" in result.output
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -124,6 +126,25 @@ def test_workers_leave_signals_to_their_parent(image_folder):
     with StopRequest().listening(lambda: None):
         ((pixels, _, _),) = transformed_batches(images, handlers, settings, [np.arange(2)])
     assert pixels.all()
+
+
+def signalled(image):
+    """A transform in the midst of which a batch system ends the job."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return torch.ones(3, 1, 1)
+
+
+def test_a_worker_ends_by_a_signal_of_its_parent_alone(image_folder):
+    settings = config(image_folder, workers=1)
+    images = load(settings).splits["test"]
+    batches = transformed_batches(images, signalled, settings, [np.arange(2), np.arange(2)])
+    pixels, _, _ = next(batches)
+    assert pixels.all()
+    (child,) = multiprocessing.active_children()
+    with contextlib.suppress(RuntimeError):  # By which the loader says that it has lost one.
+        child.terminate()
+        child.join(timeout=60)
+    assert not child.is_alive()
 
 
 def test_missing_folders_and_classes(image_folder, tmp_path):
