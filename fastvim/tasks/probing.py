@@ -1,6 +1,6 @@
 """Probes of a frozen encoder: a linear classifier, and the nearest neighbours of its features."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ NEIGHBOURS = 20
 TEMPERATURE = 0.07
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Collected = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
 
 
 class Probe(nn.Module):
@@ -54,15 +55,17 @@ class LinearProbe(Classification):
         width = getattr(encoder, "head_hidden_size", encoder.num_features)
         return Probe(encoder, width, dataset.num_classes, seed)
 
-    @torch.no_grad()
-    def final(self, model: Probe, batches_of: Callable[[str], Batches]) -> dict[str, float]:
+    def collect(self, model: Probe, batches_of: Callable[[str], Batches]) -> Collected:
+        """Features and labels of the training split, and those of the test split by its batches."""
+        features, labels = zip(*_features(model, batches_of("train")), strict=True)
+        return torch.cat(features), torch.cat(labels), list(_features(model, batches_of("test")))
+
+    def final(self, model: Probe, collected: Collected) -> dict[str, float]:
         """`knn_top1`: accuracy in percent of the neighbours of the features, on the test split."""
-        features, labels = _features(model, batches_of("train"))
-        classes = model.head.out_features
+        features, labels, asked = collected
         right = total = 0
-        for images, targets in batches_of("test"):
-            found = F.normalize(model.features(images).float(), dim=1)
-            predicted = vote(found @ features.T, labels, classes)
+        for found, targets in asked:
+            predicted = vote(found @ features.T, labels, model.head.out_features)
             right += int((predicted == targets).sum())
             total += len(targets)
         return {"knn_top1": 100 * right / total}
@@ -79,10 +82,7 @@ def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
     return votes.scatter_add(1, labels[nearest.indices], weights).argmax(dim=1)
 
 
-def _features(model: Probe, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Features of unit length (N, width) and labels (N,)."""
-    features, labels = [], []
-    for images, targets in batches:
-        features.append(F.normalize(model.features(images).float(), dim=1))
-        labels.append(targets)
-    return torch.cat(features), torch.cat(labels)
+def _features(model: Probe, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features of unit length (B, width) and labels (B,) of each batch."""
+    for images, labels in batches:
+        yield F.normalize(model.features(images).float(), dim=1), labels

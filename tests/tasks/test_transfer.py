@@ -11,9 +11,9 @@ from fastvim.data import DataConfig, load
 from fastvim.errors import UserError
 from fastvim.models import create_model
 from fastvim.models.config import MaskingConfig
-from fastvim.tasks.probing import vote
+from fastvim.tasks.probing import Probe, vote
 from fastvim.tasks.transfer import load_pretrained
-from fastvim.training.evaluation import evaluate_run
+from fastvim.training.evaluation import evaluate_finally, evaluate_run
 from fastvim.training.recipe import Recipe
 from fastvim.training.run import train_run
 
@@ -146,3 +146,29 @@ def test_neighbours_vote_by_similarity():
     assert vote(similarity, labels, 2).tolist() == [1, 0]
     many = torch.cat([torch.full((1, 1), 0.9), torch.full((1, 25), 0.5)], dim=1)
     assert vote(many, torch.tensor([1] + [0] * 25), 2).tolist() == [1]
+
+
+class Angles:
+    """Splits of points on an arc, of so many classes that a rounded cosine cannot tell them."""
+
+    CLASSES = 40
+
+    def evaluation_batches(self, split, size):
+        angles = torch.rand(2000, generator=torch.Generator().manual_seed(len(split)))
+        points, labels = torch.stack([angles.cos(), angles.sin()], 1), angles * self.CLASSES
+        for batch in zip(points.split(size), labels.long().split(size), strict=True):
+            yield *batch, None
+
+
+def neighbours_accuracy(precision):
+    probe = Probe(torch.nn.Identity(), 2, Angles.CLASSES, 0)
+    task, recipe = tasks.create("linear-probe", RECIPE), Recipe(batch_size=300)
+    return evaluate_finally(task, probe, Angles(), recipe, torch.device("cpu"), precision)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_neighbours_are_compared_in_float32(precision):
+    """The features have the run's precision, which these do not depend on."""
+    exact = neighbours_accuracy("float32")
+    assert exact["knn_top1"] > 90
+    assert neighbours_accuracy(precision) == exact
