@@ -10,6 +10,8 @@ from fastvim.tasks.classification import Classification
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
+# Training examples that a batch is compared with at once.
+CHUNK = 2**16
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Collected = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
@@ -65,21 +67,37 @@ class LinearProbe(Classification):
         features, labels, asked = collected
         right = total = 0
         for found, targets in asked:
-            predicted = vote(found @ features.T, labels, model.head.out_features)
-            right += int((predicted == targets).sum())
+            nearest = neighbours(found, features, labels)
+            right += int((vote(*nearest, model.head.out_features) == targets).sum())
             total += len(targets)
         return {"knn_top1": 100 * right / total}
+
+
+def neighbours(found: Tensor, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities and labels (B, K) of training examples, all neighbours of `found` among them.
+
+    `found` (B, width) and `features` (N, width) have unit length. Of each chunk of the training
+    set the nearest are kept, so that (B, N) similarities are never held.
+    """
+    similarities, classes = [], []
+    for known, own in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+        nearest = (found @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
+        similarities.append(nearest.values)
+        classes.append(own[nearest.indices])
+    return torch.cat(similarities, dim=1), torch.cat(classes, dim=1)
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The class (B,) that the most similar of N examples say, for similarities (B, N).
 
+    `labels` are (N,), or (B, N) where the examples differ.
     20 neighbours, each with the weight exp(cosine / 0.07) (Wu et al., arXiv 1805.01978).
     """
     nearest = similarity.topk(min(NEIGHBOURS, similarity.shape[1]), dim=1)
     weights = (nearest.values / TEMPERATURE).exp()
+    said = labels.expand_as(similarity).gather(1, nearest.indices)
     votes = weights.new_zeros(len(similarity), classes)
-    return votes.scatter_add(1, labels[nearest.indices], weights).argmax(dim=1)
+    return votes.scatter_add(1, said, weights).argmax(dim=1)
 
 
 def _features(model: Probe, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from fastvim.data import DataConfig, load
 from fastvim.errors import UserError
 from fastvim.models import create_model
 from fastvim.models.config import MaskingConfig
+from fastvim.tasks import probing
 from fastvim.tasks.probing import Probe, vote
 from fastvim.tasks.transfer import load_pretrained
 from fastvim.training.evaluation import evaluate_finally, evaluate_run
@@ -172,3 +173,16 @@ def test_neighbours_are_compared_in_float32(precision):
     exact = neighbours_accuracy("float32")
     assert exact["knn_top1"] > 90
     assert neighbours_accuracy(precision) == exact
+
+
+def test_neighbours_are_found_chunk_by_chunk(monkeypatch):
+    whole, widths = neighbours_accuracy("float32"), set()
+
+    def watched(similarity, *rest):
+        widths.add(similarity.shape[1])
+        return vote(similarity, *rest)
+
+    monkeypatch.setattr(probing, "CHUNK", 330)
+    monkeypatch.setattr(probing, "vote", watched)
+    assert neighbours_accuracy("float32") == whole
+    assert widths == {6 * 20 + 20}
