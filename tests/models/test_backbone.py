@@ -75,6 +75,18 @@ def test_attention_starts_as_the_mean_and_follows_its_query():
     assert not torch.allclose(mean(x), attention(x), rtol=1e-6)
 
 
+def test_autocast_does_not_reach_inside_attention_pooling():
+    """As of the other poolings, whose operator excludes it."""
+    model = create_model("fastvim_femto", pooling="attention")
+    mixer, layout = model.blocks[0].mixer, model.layouts["col"]()
+    mixer.in_proj = mixer.out_proj = torch.nn.Identity()
+    torch.nn.init.normal_(mixer.pool_query)
+    xz = torch.randn(2, 196, 128)
+    plain = mixer(xz, layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixer(xz, layout), plain)
+
+
 def test_attention_pooling_is_the_documented_formula():
     mixer = create_model("fastvim_femto", pooling="attention").blocks[0].mixer.double()
     with torch.no_grad():
