@@ -25,6 +25,8 @@ class Probe(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int, classes: int, seed: int) -> None:
         super().__init__()
+        # Counted first: what is fixed already, as some models' positions are, was never learnt.
+        self.frozen_parameters = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
         self.encoder = encoder.requires_grad_(False).eval()
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.head = nn.Linear(width, classes)

@@ -14,8 +14,9 @@ from fastvim.kernels.cpu_products import release_workspace
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Parameters of the whole model: a probe's frozen encoder too, but no fixed positions."""
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return learning + getattr(model, "frozen_parameters", 0)
 
 
 def count_gflops(model: nn.Module, image: Tensor) -> float:

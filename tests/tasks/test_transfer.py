@@ -14,6 +14,7 @@ from fastvim.models.config import MaskingConfig
 from fastvim.tasks import probing
 from fastvim.tasks.probing import Probe, vote
 from fastvim.tasks.transfer import load_pretrained
+from fastvim.training.costs import count_parameters
 from fastvim.training.evaluation import evaluate_finally, evaluate_run
 from fastvim.training.recipe import Recipe
 from fastvim.training.run import train_run
@@ -97,6 +98,15 @@ def test_a_probe_of_a_supervised_timm_model(dataset, tmp_path):
     before = safetensors.torch.load_file(checkpoint)
     loaded = probe.encoder.state_dict()
     assert loaded and all(torch.equal(loaded[name], before[name]) for name in loaded)
+
+
+def test_a_probe_has_the_parameters_of_the_model_that_is_finetuned(dataset):
+    probe, whole = (
+        tasks.create(task, RECIPE).build(MODEL, dataset, 0)
+        for task in ("linear-probe", "classification")
+    )
+    assert count_parameters(probe) == count_parameters(whole)
+    assert sum(p.numel() for p in probe.parameters() if p.requires_grad) == 32 * 10 + 10
 
 
 def test_positions_of_another_size(pretrained):
