@@ -180,7 +180,10 @@ def _plain(value: Any) -> Any:
 
 
 def fvcore_handles() -> dict[str, Callable[[list, list], int]]:
-    """Handles by operator name for `fvcore.nn.FlopCountAnalysis.set_op_handle(**handles)`."""
+    """Handles by operator name for `fvcore.nn.FlopCountAnalysis.set_op_handle(**handles)`.
+
+    Of the operators here, and of PyTorch's attention, whose products fvcore leaves out.
+    """
 
     def scan(inputs: list, outputs: list) -> int:
         u, _, A, _, _, D, z, bias, softplus, *_ = map(_plain, inputs)
@@ -191,4 +194,12 @@ def fvcore_handles() -> dict[str, Callable[[list, list], int]]:
         xz, *arguments = map(_plain, inputs)
         return mixer_work(*_mixer_arguments(xz, arguments)).fvcore
 
-    return {"fastvim::selective_scan": scan, "fastvim::pooled_mixer": mixer}
+    def attention(inputs: list, outputs: list) -> int:
+        query, key, value = (_plain(tensor) for tensor in inputs[:3])
+        return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+    return {
+        "fastvim::selective_scan": scan,
+        "fastvim::pooled_mixer": mixer,
+        "aten::scaled_dot_product_attention": attention,
+    }

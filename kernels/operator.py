@@ -48,10 +48,10 @@ def _implementation(backend: str) -> ModuleType:
     return importlib.import_module(f"fastvim.kernels.{backend}")
 
 
-def _no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
+def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
     """The operators choose their own precision: autocast must not reach the products inside."""
     kind = tensor.device.type
-    if torch.is_autocast_enabled(kind):
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
 
@@ -69,7 +69,7 @@ def _selective_scan(
     delta_softplus: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    with _no_autocast(u):
+    with no_autocast(u):
         return _implementation(backend).selective_scan(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus
         )
@@ -104,7 +104,7 @@ def _selective_scan_backward(
     backend: str,
 ) -> list[Tensor]:
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    with _no_autocast(u):
+    with no_autocast(u):
         return _implementation(backend).selective_scan_backward(
             grad_y, grad_state, inputs, delta_softplus
         )
@@ -180,7 +180,7 @@ def pooled_mixer(
 )
 def _pooled_mixer(xz: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
     weights, layout, settings = take_apart(arguments)
-    with _no_autocast(xz):
+    with no_autocast(xz):
         return _implementation(arguments[-1]).pooled_mixer(xz, weights, layout, **settings)
 
 
@@ -204,7 +204,7 @@ def _pooled_mixer_backward(
     grad_out: Tensor, pooled: Tensor, scanned: Tensor, xz: Tensor, *arguments
 ) -> list[Tensor]:
     weights, layout, settings = take_apart(arguments)
-    with _no_autocast(xz):
+    with no_autocast(xz):
         return _implementation(arguments[-1]).pooled_mixer_backward(
             grad_out, xz, weights, layout, pooled, scanned, **settings
         )

@@ -24,11 +24,24 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue  # fixed positions
-            digest = hashlib.sha256(f"{seed}:{name}:{tuple(parameter.shape)}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            values = torch.empty(parameter.shape, dtype=torch.float32)
-            _draw(values, name, config, generator)
+            place = getattr(model, "class_token_place", None)
+            if name == "pos_embed" and place is not None:
+                # The grid's rows are those of a model that has no class token.
+                _, rows, width = parameter.shape
+                grid = _drawn("pos_embed", (1, rows - 1, width), config, seed)
+                own = _drawn("cls_token.pos_embed", (1, 1, width), config, seed)
+                values = torch.cat([grid[:, :place], own, grid[:, place:]], dim=1)
+            else:
+                values = _drawn(name, tuple(parameter.shape), config, seed)
             parameter.copy_(values)
+
+
+def _drawn(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Tensor:
+    digest = hashlib.sha256(f"{seed}:{name}:{shape}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    values = torch.empty(shape, dtype=torch.float32)
+    _draw(values, name, config, generator)
+    return values
 
 
 def _draw(values: Tensor, name: str, config: ModelConfig, generator: torch.Generator) -> None:

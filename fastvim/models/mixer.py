@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastvim import kernels
 from fastvim.kernels import MixerWeights, ScanLayout, reference
+from fastvim.kernels.operator import no_autocast
 from fastvim.models.config import ModelConfig
 
 
@@ -132,7 +133,8 @@ class Mixer(nn.Module):
         xz = self.in_proj(x)
         if self._attends(layout):
             settings["pooling"] = self._attention_pool(layout.n_steps)
-            y, pooled, scanned = reference.pooled_mixer(xz, weights, layout, **settings)
+            with no_autocast(xz):
+                y, pooled, scanned = reference.pooled_mixer(xz, weights, layout, **settings)
         else:
             y, pooled, scanned = kernels.pooled_mixer(xz, weights, layout, **settings)
         if norm is not None:

@@ -15,8 +15,8 @@ def own_gflops(model: nn.Module, resolution: int) -> float:
     """Billions of operations of one image's forward pass; a multiply-add is one, as in fvcore.
 
     Matrix products, convolutions and attention as PyTorch dispatches them, and the mixers by the
-    operator's own count from the model's sizes. fvcore instead reads a trace: it adds the layer
-    norms of timm's models, and does not see their fused attention. Nothing is computed.
+    operator's own count from the model's sizes. fvcore instead reads a trace, and adds the layer
+    norms of timm's models. Nothing is computed.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         image = torch.empty(1, models.channels(model), resolution, resolution, device="meta")

@@ -29,7 +29,7 @@ NOTES = (
     "graph: the forward as one CUDA graph. MB: the most that is held at once.",
     "GFLOPs are of one image's forward, a multiply-add is one. fvcore reads a trace; the own count "
     "takes the operator's from the model's sizes and the rest as PyTorch dispatches it. fvcore "
-    "adds layer norms outside the operator and does not see fused attention (timm).",
+    "adds layer norms outside the operator. Attention's products are in both.",
     "Parts of a block, unfused: percent of its forward time, as published, where every step stores "
     "what it makes. Matrix products: in_proj and out_proj; projections: x_proj and dt_proj, on the "
     "pooled steps; rest: flips, transposes, the sum of the directions, the norm and the sum around "

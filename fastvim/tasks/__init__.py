@@ -5,8 +5,10 @@ A task has a `name` and the names of its `metrics`, and these methods:
 - `build(model, dataset, seed)` makes the network of a run's model section;
 - `targets(model, labels, seed, epoch, batch)` says what a training batch is trained towards;
 - `loss(model, images, targets)` is the mean over a batch;
-- `evaluate(model, batches)` measures a split, and `final(model, batches_of)` what is measured
-  once, at the end: `batches_of(split)` iterates over a split;
+- `evaluate(model, batches)` measures a split;
+- `collect(model, batches_of)` and `final(model, collected)` measure what is measured once, at the
+  end: the model only runs in the first, in the run's precision, and figures are made of what it
+  gave in the second, in float32; `batches_of(split)` iterates over a split;
 - `picture(model, dataset)` shows, as a PNG file's bytes, what a model does, or is None.
 
 Finetuning is `classification` of a pretrained encoder (`fastvim.tasks.transfer`).

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,10 @@ class Classification:
         predictions = {"label": label.to(torch.int16), "predicted": prediction.to(torch.int16)}
         return Evaluation(metrics, predictions)
 
-    def final(self, model: nn.Module, batches_of: Callable) -> dict[str, float]:
+    def collect(self, model: nn.Module, batches_of: Callable) -> Any:
+        """Nothing is measured at the end alone."""
+
+    def final(self, model: nn.Module, collected: Any) -> dict[str, float]:
         """Nothing is measured at the end alone."""
         return {}
 

@@ -5,6 +5,7 @@ Axes: B batch, L tokens of the full grid, K kept tokens, P = patch rows * column
 
 import io
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,10 @@ class MaskedAutoencoding:
             count += len(images)
         return Evaluation({"loss": total / count}, {})
 
-    def final(self, model: nn.Module, batches_of: Callable) -> dict[str, float]:
+    def collect(self, model: nn.Module, batches_of: Callable) -> Any:
+        """Nothing is measured at the end alone."""
+
+    def final(self, model: nn.Module, collected: Any) -> dict[str, float]:
         """Nothing is measured at the end alone."""
         return {}
 

@@ -1,6 +1,6 @@
 """Probes of a frozen encoder: a linear classifier, and the nearest neighbours of its features."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,11 @@ from fastvim.tasks.classification import Classification
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
+# Training examples that a batch is compared with at once.
+CHUNK = 2**16
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Collected = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
 
 
 class Probe(nn.Module):
@@ -22,6 +25,8 @@ class Probe(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int, classes: int, seed: int) -> None:
         super().__init__()
+        # Counted first: what is fixed already, as some models' positions are, was never learnt.
+        self.frozen_parameters = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
         self.encoder = encoder.requires_grad_(False).eval()
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
         self.head = nn.Linear(width, classes)
@@ -54,35 +59,50 @@ class LinearProbe(Classification):
         width = getattr(encoder, "head_hidden_size", encoder.num_features)
         return Probe(encoder, width, dataset.num_classes, seed)
 
-    @torch.no_grad()
-    def final(self, model: Probe, batches_of: Callable[[str], Batches]) -> dict[str, float]:
+    def collect(self, model: Probe, batches_of: Callable[[str], Batches]) -> Collected:
+        """Features and labels of the training split, and those of the test split by its batches."""
+        features, labels = zip(*_features(model, batches_of("train")), strict=True)
+        return torch.cat(features), torch.cat(labels), list(_features(model, batches_of("test")))
+
+    def final(self, model: Probe, collected: Collected) -> dict[str, float]:
         """`knn_top1`: accuracy in percent of the neighbours of the features, on the test split."""
-        features, labels = _features(model, batches_of("train"))
-        classes = model.head.out_features
+        features, labels, asked = collected
         right = total = 0
-        for images, targets in batches_of("test"):
-            found = F.normalize(model.features(images).float(), dim=1)
-            predicted = vote(found @ features.T, labels, classes)
-            right += int((predicted == targets).sum())
+        for found, targets in asked:
+            nearest = neighbours(found, features, labels)
+            right += int((vote(*nearest, model.head.out_features) == targets).sum())
             total += len(targets)
         return {"knn_top1": 100 * right / total}
+
+
+def neighbours(found: Tensor, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities and labels (B, K) of training examples, all neighbours of `found` among them.
+
+    `found` (B, width) and `features` (N, width) have unit length. Of each chunk of the training
+    set the nearest are kept, so that (B, N) similarities are never held.
+    """
+    similarities, classes = [], []
+    for known, own in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+        nearest = (found @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
+        similarities.append(nearest.values)
+        classes.append(own[nearest.indices])
+    return torch.cat(similarities, dim=1), torch.cat(classes, dim=1)
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The class (B,) that the most similar of N examples say, for similarities (B, N).
 
+    `labels` are (N,), or (B, N) where the examples differ.
     20 neighbours, each with the weight exp(cosine / 0.07) (Wu et al., arXiv 1805.01978).
     """
     nearest = similarity.topk(min(NEIGHBOURS, similarity.shape[1]), dim=1)
     weights = (nearest.values / TEMPERATURE).exp()
+    said = labels.expand_as(similarity).gather(1, nearest.indices)
     votes = weights.new_zeros(len(similarity), classes)
-    return votes.scatter_add(1, labels[nearest.indices], weights).argmax(dim=1)
+    return votes.scatter_add(1, said, weights).argmax(dim=1)
 
 
-def _features(model: Probe, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Features of unit length (N, width) and labels (N,)."""
-    features, labels = [], []
-    for images, targets in batches:
-        features.append(F.normalize(model.features(images).float(), dim=1))
-        labels.append(targets)
-    return torch.cat(features), torch.cat(labels)
+def _features(model: Probe, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features of unit length (B, width) and labels (B,) of each batch."""
+    for images, labels in batches:
+        yield F.normalize(model.features(images).float(), dim=1), labels

@@ -14,15 +14,17 @@ from fastvim.kernels.cpu_products import release_workspace
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Parameters of the whole model: a probe's frozen encoder too, but no fixed positions."""
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return learning + getattr(model, "frozen_parameters", 0)
 
 
 def count_gflops(model: nn.Module, image: Tensor) -> float:
     """Billions of operations of one forward pass of `image`, (1, C, H, W).
 
-    As fvcore counts and papers report: a multiplication with its addition is one operation, and
-    element-wise work is left out; the suite's operators count their real work.
+    As papers report: a multiplication with its addition is one operation, and element-wise work
+    but that of norms is left out. Counted by fvcore, with attention's two products, fused or not,
+    which it leaves out where they are fused; the suite's operators count their real work.
     """
     with warnings.catch_warnings(), torch.no_grad():
         # fvcore compiles TorchScript on import; tracing fixes shapes, which is what is wanted.

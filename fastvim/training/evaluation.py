@@ -38,7 +38,8 @@ def evaluate_finally(
 ) -> dict[str, float]:
     """What the task measures at the end alone, on the splits that it asks for."""
     with evaluating(model, precision, device):
-        return task.final(model, lambda split: _batches(dataset, split, recipe, device))
+        collected = task.collect(model, lambda split: _batches(dataset, split, recipe, device))
+    return task.final(model, collected)
 
 
 def _batches(dataset, split: str, recipe: Recipe, device: torch.device):

@@ -75,6 +75,30 @@ def test_attention_starts_as_the_mean_and_follows_its_query():
     assert not torch.allclose(mean(x), attention(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("place", ["head", "middle"])
+def test_a_class_token_leaves_the_start_of_the_grids_positions(place):
+    without, with_token = (
+        create_model("vim_femto", class_token=token, patch_size=7) for token in ("none", place)
+    )
+    row = with_token.class_token_place
+    positions = with_token.pos_embed
+    grid = torch.cat([positions[:, :row], positions[:, row + 1 :]], dim=1)
+    assert torch.equal(grid, without.pos_embed)
+    assert not (grid == positions[:, row]).any()
+
+
+def test_autocast_does_not_reach_inside_attention_pooling():
+    """As of the other poolings, whose operator excludes it."""
+    model = create_model("fastvim_femto", pooling="attention")
+    mixer, layout = model.blocks[0].mixer, model.layouts["col"]()
+    mixer.in_proj = mixer.out_proj = torch.nn.Identity()
+    torch.nn.init.normal_(mixer.pool_query)
+    xz = torch.randn(2, 196, 128)
+    plain = mixer(xz, layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixer(xz, layout), plain)
+
+
 def test_attention_pooling_is_the_documented_formula():
     mixer = create_model("fastvim_femto", pooling="attention").blocks[0].mixer.double()
     with torch.no_grad():

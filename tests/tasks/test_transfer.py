@@ -11,9 +11,11 @@ from fastvim.data import DataConfig, load
 from fastvim.errors import UserError
 from fastvim.models import create_model
 from fastvim.models.config import MaskingConfig
-from fastvim.tasks.probing import vote
+from fastvim.tasks import probing
+from fastvim.tasks.probing import Probe, vote
 from fastvim.tasks.transfer import load_pretrained
-from fastvim.training.evaluation import evaluate_run
+from fastvim.training.costs import count_parameters
+from fastvim.training.evaluation import evaluate_finally, evaluate_run
 from fastvim.training.recipe import Recipe
 from fastvim.training.run import train_run
 
@@ -98,6 +100,15 @@ def test_a_probe_of_a_supervised_timm_model(dataset, tmp_path):
     assert loaded and all(torch.equal(loaded[name], before[name]) for name in loaded)
 
 
+def test_a_probe_has_the_parameters_of_the_model_that_is_finetuned(dataset):
+    probe, whole = (
+        tasks.create(task, RECIPE).build(MODEL, dataset, 0)
+        for task in ("linear-probe", "classification")
+    )
+    assert count_parameters(probe) == count_parameters(whole)
+    assert sum(p.numel() for p in probe.parameters() if p.requires_grad) == 32 * 10 + 10
+
+
 def test_positions_of_another_size(pretrained):
     checkpoint = pretrained / "checkpoint.safetensors"
     model = create_model("fastvim_femto", patch_size=4, image_size=36)
@@ -146,3 +157,42 @@ def test_neighbours_vote_by_similarity():
     assert vote(similarity, labels, 2).tolist() == [1, 0]
     many = torch.cat([torch.full((1, 1), 0.9), torch.full((1, 25), 0.5)], dim=1)
     assert vote(many, torch.tensor([1] + [0] * 25), 2).tolist() == [1]
+
+
+class Angles:
+    """Splits of points on an arc, of so many classes that a rounded cosine cannot tell them."""
+
+    CLASSES = 40
+
+    def evaluation_batches(self, split, size):
+        angles = torch.rand(2000, generator=torch.Generator().manual_seed(len(split)))
+        points, labels = torch.stack([angles.cos(), angles.sin()], 1), angles * self.CLASSES
+        for batch in zip(points.split(size), labels.long().split(size), strict=True):
+            yield *batch, None
+
+
+def neighbours_accuracy(precision):
+    probe = Probe(torch.nn.Identity(), 2, Angles.CLASSES, 0)
+    task, recipe = tasks.create("linear-probe", RECIPE), Recipe(batch_size=300)
+    return evaluate_finally(task, probe, Angles(), recipe, torch.device("cpu"), precision)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_neighbours_are_compared_in_float32(precision):
+    """The features have the run's precision, which these do not depend on."""
+    exact = neighbours_accuracy("float32")
+    assert exact["knn_top1"] > 90
+    assert neighbours_accuracy(precision) == exact
+
+
+def test_neighbours_are_found_chunk_by_chunk(monkeypatch):
+    whole, widths = neighbours_accuracy("float32"), set()
+
+    def watched(similarity, *rest):
+        widths.add(similarity.shape[1])
+        return vote(similarity, *rest)
+
+    monkeypatch.setattr(probing, "CHUNK", 330)
+    monkeypatch.setattr(probing, "vote", watched)
+    assert neighbours_accuracy("float32") == whole
+    assert widths == {6 * 20 + 20}
