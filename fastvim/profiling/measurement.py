@@ -13,7 +13,8 @@ NO_TIME = "no time left in the budget"
 class Measurement:
     """One model at one image size. Times in seconds a batch, memory in MB, GFLOPs an image.
 
-    `gflops` are fvcore's, `own_gflops` those of `fastvim.profiling.flops`. `stages` are seconds of
+    `gflops` are fvcore's, `own_gflops` and `literature_gflops` those of `fastvim.profiling.flops`.
+    `stages` are seconds of
     the parts of a cycle of blocks (see `block_stages`), `scan_seconds` those of the model's scans.
     `scale` says where it was measured, as in `fastvim.analysis.claims`.
     """
@@ -26,6 +27,7 @@ class Measurement:
     parameters: int = 0
     gflops: float | None = None
     own_gflops: float | None = None
+    literature_gflops: float | None = None
     seconds: dict[str, Timing] = field(default_factory=dict)
     peak_memory_mb: dict[str, float] = field(default_factory=dict)
     stages: dict[str, Timing] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from fastvim.experiments.runner import Stopped
 from fastvim.models.backbone import VisionMamba
 from fastvim.profiling import models
 from fastvim.profiling.budget import PARTS, Budget, expected_seconds
-from fastvim.profiling.flops import own_gflops
+from fastvim.profiling.flops import literature_gflops, own_gflops
 from fastvim.profiling.machine import clock_mhz
 from fastvim.profiling.measurement import NO_TIME, Measurement, with_size
 from fastvim.profiling.memory import available_memory, measured_memory, predicted_memory
@@ -146,6 +146,7 @@ class Study:
         )
         with _problems_of(row, "FLOPs"):
             row.gflops = count_gflops(model, image)
+            row.literature_gflops = literature_gflops(model, row.gflops)
 
     def _time(self, rows: list[Measurement], calls: dict, end: float) -> None:
         """Time the calls, mode by mode, until `end` by the monotonic clock."""

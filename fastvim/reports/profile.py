@@ -25,6 +25,8 @@ def results(measurements: Sequence[Measurement], environment: dict) -> dict:
         device = environment.get("cpu")
     for m in measurements:
         cost: dict[str, object] = {"parameters": m.parameters, "gflops": m.gflops}
+        if m.literature_gflops is not None:
+            cost["literature_gflops"] = m.literature_gflops
         if "forward" in m.seconds:
             cost["images_per_second"] = [m.batch / t for t in m.seconds["forward"].calls]
         if "training" in m.seconds:

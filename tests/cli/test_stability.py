@@ -11,7 +11,6 @@ from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
 from fastvim.experiments import stability
 from fastvim.experiments.stability import LEAST_STEPS, MOST_STEPS, Request, fit_to
-from fastvim.reports import stability
 from fastvim.reports.stability_factors import factor_answers
 from fastvim_cli.display import RunProgress
 from fastvim_cli.main import main
@@ -192,7 +191,7 @@ def test_a_plan_that_another_process_replaces_is_reported_all_the_same(
         return "", []
 
     monkeypatch.setattr(RunProgress, "__call__", replace)
-    monkeypatch.setattr(stability, "write_stability", write)
+    monkeypatch.setattr("fastvim.reports.stability.write_stability", write)
     result = fastvim("stability", *OPTIONS, "-o", copy)
     assert result.exit_code == 0 and reported == [{14}], result.output
     assert f"meanwhile {copy / 'study'} was given another plan" in result.output

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from fastvim.analysis import ledger, load_claims
 from fastvim.errors import UserError
 from fastvim.models import create_model
+from fastvim.models.presets import resolve_config
 from fastvim.profiling import machine, memory, stages
 from fastvim.profiling.flops import own_gflops
 from fastvim.profiling.measurement import NO_TIME
@@ -46,11 +47,14 @@ def test_every_model_is_measured_at_every_size(measurements):
     assert [(m.model, m.resolution) for m in measurements] == [
         (model, size) for size in (28, 56) for model in MODELS
     ]
+    sizes = resolve_config("vim_femto", {})
     for m in measurements:
         assert m.problem is None
         assert set(m.seconds) == {"forward", "training"} == set(m.peak_memory_mb)
         assert m.images_per_second("forward") > 0
         assert m.gflops == pytest.approx(m.own_gflops, rel=1e-6)
+        scanned = 2 * sizes.depth * m.steps * sizes.d_inner * sizes.d_state
+        assert m.literature_gflops == pytest.approx(m.gflops + 4e-9 * scanned)
         assert m.peak_memory_mb["training"] > m.peak_memory_mb["forward"] > 0
 
 
@@ -250,7 +254,7 @@ def test_the_ledger_of_claims_judges_a_study(measurements):
     evidence = profile.results(measurements, {"device": "cpu", "cpu": "x", "command": command})
     assert evidence["variants"][0]["scale"]["image_size"] == 28
     for name, scale, gflops in (("fastvim_tiny@224", fast, 1.15), ("vim_tiny@224", vim, 1.62)):
-        variant = {"name": name, "seeds": [0], "metrics": {}, "cost": {"gflops": gflops}}
+        variant = {"name": name, "seeds": [0], "metrics": {}, "cost": {"literature_gflops": gflops}}
         evidence["variants"].append(variant | {"scale": {"device": "x", **scale}})
     rows = {row["claim"]: row for row in ledger(load_claims(), [evidence])}
     assert rows["fewer-flops"]["state"] == "judged"
