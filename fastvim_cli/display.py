@@ -120,10 +120,11 @@ class RunProgress:
 
     def _start(self, event: dict[str, Any]) -> None:
         identity, first = event["run"].identity, event["step"] / max(1, event["steps"])
-        self._first[identity] = self._shares[identity] = first
         if self._bar is not None:
-            # Given to update, another total would have it forget the speed.
-            self._bar.tasks[self._plan].total -= first
+            # Given to update, another total would have it forget the speed. A run begins again
+            # where its process died.
+            self._bar.tasks[self._plan].total += self._first.get(identity, 0.0) - first
+        self._first[identity] = self._shares[identity] = first
 
     def _step(self, event: dict[str, Any]) -> None:
         run = event["run"]

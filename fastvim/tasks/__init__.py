@@ -1,6 +1,6 @@
 """What a run optimises and measures.
 
-A task has a `name` and the names of its `metrics`, and these methods:
+A task has the names of its `metrics`, and these methods:
 
 - `build(model, dataset, seed)` makes the network of a run's model section;
 - `targets(model, labels, seed, epoch, batch)` says what a training batch is trained towards;
