@@ -43,15 +43,20 @@ class Work(NamedTuple):
         return 2 * self.multiply_adds + self.others
 
 
+# Of a scan's step, channel and state: delta A, its exponential and B times the input; multiply-adds
+# for the state and for the output.
+SCAN_STEP = Work(2, 3)
+
+
 def scan_work(
     elements: int, states: int, skip: bool, gate: bool, bias: bool, softplus: bool
 ) -> Work:
     """A selective scan with `elements` = B D L.
 
-    Per element and state: delta A, its exponential and B times the input; multiply-adds for the
-    state and for the output. Per element: delta u, and what the options add (SiLU(z) is two).
+    Per element and state `SCAN_STEP`. Per element: delta u, and what the options add (SiLU(z) is
+    two).
     """
-    per_element = Work(2, 3).times(states) + Work(int(skip), 1 + 2 * gate + bias + softplus)
+    per_element = SCAN_STEP.times(states) + Work(int(skip), 1 + 2 * gate + bias + softplus)
     return per_element.times(elements)
 
 

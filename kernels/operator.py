@@ -77,7 +77,7 @@ def _selective_scan(
 
 @_selective_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend):
-    state_dtype = torch.float32 if u.dtype in (torch.float16, torch.bfloat16) else u.dtype
+    state_dtype = torch.promote_types(u.dtype, torch.float32)
     state = u.new_empty(u.shape[0], u.shape[1], A.shape[1], dtype=state_dtype)
     return u.new_empty(u.shape), state
 
@@ -189,7 +189,7 @@ def _(xz, *arguments):
     weights, layout, _ = take_apart(arguments)
     batch, length, width = xz.shape
     n_steps = length if layout.steps is None else layout.n_steps
-    dtype = torch.float32 if xz.dtype in (torch.float16, torch.bfloat16) else xz.dtype
+    dtype = torch.promote_types(xz.dtype, torch.float32)
     steps = (2, batch, n_steps, weights.A.shape[1])
     out = xz.new_empty(batch, length, width // 2)
     return out, xz.new_empty(steps, dtype=dtype), xz.new_empty(steps, dtype=dtype)

@@ -18,6 +18,7 @@ LONGEST = (
     "experiments/test_faults.py",
     "kernels_gpu/test_triton.py",
     "profiling/test_study.py",
+    "profiling/test_memory.py",
     "kernels/test_registration.py",
     "analysis/test_false_verdicts.py",
     "cli/test_threshold.py",

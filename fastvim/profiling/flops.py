@@ -33,14 +33,14 @@ def own_gflops(model: nn.Module, resolution: int) -> float:
 def literature_gflops(model: nn.Module, counted: float) -> float:
     """`counted` GFLOPs of an image, if a scan's step, channel and state were 9 operations.
 
-    So many are 5 in `scan_work`. The 9 come from the authors of Mamba, and papers on vision count
+    They are 5 in `SCAN_STEP`. The 9 come from the authors of Mamba, and papers on vision count
     with them: github.com/state-spaces/mamba/issues/110.
     """
     if not isinstance(model, VisionMamba):
         return counted
     width = model.config.d_inner * model.config.d_state
     steps = sum(2 * model.layouts[axis].n_steps for axis in model.schedule)
-    return counted + (9 - 5) * steps * width / 1e9
+    return counted + (9 - flops.SCAN_STEP.fvcore) * steps * width / 1e9
 
 
 def _mixers(model: VisionMamba) -> int:

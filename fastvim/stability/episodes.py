@@ -43,15 +43,15 @@ class Episode:
     def to_dict(self) -> dict:
         """Plain values for JSON, the class under `class`, null where a number is not finite."""
         return {
-            "start_step": _plain(self.start_step),
-            "peak_step": _plain(self.peak_step),
-            "end_step": _plain(self.end_step),
-            "height": _plain(self.height),
-            "height_value": _plain(self.height_value),
+            "start_step": plain_number(self.start_step),
+            "peak_step": plain_number(self.peak_step),
+            "end_step": plain_number(self.end_step),
+            "height": plain_number(self.height),
+            "height_value": plain_number(self.height_value),
             "duration": self.duration,
             "recovered": self.recovered,
             "class": self.kind,
-            "baseline": _plain(self.baseline),
+            "baseline": plain_number(self.baseline),
         }
 
 
@@ -63,7 +63,7 @@ class Event:
     episode: Episode
 
 
-def _plain(number: float) -> float | int | None:
+def plain_number(number: float) -> float | int | None:
     """A whole number as int, so that step 51779.0 reads 51779; NaN and infinity as None."""
     if not math.isfinite(number):
         return None

@@ -14,7 +14,7 @@ from fastvim.errors import UserError
 from fastvim.stability.alternatives import spike_score
 from fastvim.stability.curves import LoggedCurve, current
 from fastvim.stability.detector import SpikeDetector
-from fastvim.stability.episodes import Episode, _plain
+from fastvim.stability.episodes import Episode, plain_number
 from fastvim.stability.settings import Settings
 
 # Points of the trend line of a curve, for plots and overlays.
@@ -57,11 +57,11 @@ class Review:
             "path": self.curve.path,
             "tag": self.curve.tag,
             "values": len(self.curve.values),
-            "first_step": _plain(steps[0]) if len(steps) else None,
-            "last_step": _plain(steps[-1]) if len(steps) else None,
+            "first_step": plain_number(steps[0]) if len(steps) else None,
+            "last_step": plain_number(steps[-1]) if len(steps) else None,
             "episodes": [episode.to_dict() for episode in self.episodes],
             "spike_score": self.spike_score,
-            "final_level": _plain(self.final_level),
+            "final_level": plain_number(self.final_level),
             "lost": self.curve.lost,
         }
         if self.comparison:
@@ -129,7 +129,7 @@ def compare(reviews: list[Review], baselines: list[Review]) -> None:
             "episodes": len(run.episodes) - len(base.episodes),
             "spike_score": run.spike_score - base.spike_score,
             "share_in_episodes": run.share_in_episodes - base.share_in_episodes,
-            "final_level": _plain(run.final_level - base.final_level),
+            "final_level": plain_number(run.final_level - base.final_level),
             "below_from_step": _below_from(run, base),
         }
 
@@ -150,8 +150,8 @@ def _below_from(run: Review, base: Review) -> float | None:
     steps, levels = steps[inside], levels[inside]
     above = np.flatnonzero(levels >= np.interp(steps, base_steps, base_levels))
     if not len(above):
-        return _plain(steps[0])
-    return _plain(steps[above[-1] + 1]) if above[-1] + 1 < len(steps) else None
+        return plain_number(steps[0])
+    return plain_number(steps[above[-1] + 1]) if above[-1] + 1 < len(steps) else None
 
 
 def _finite_trend(entry: Review) -> tuple[np.ndarray, np.ndarray]:
